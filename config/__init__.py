@@ -1,0 +1,1 @@
+"""Settings, urls, wsgi and the commands that start everything. Nobody imports this floor."""

@@ -1,0 +1,1 @@
+"""The archive: DICOM network, storage, index, query/retrieve, DICOMweb, viewer. Knows images, no orders."""

@@ -1,0 +1,8 @@
+"""The Django application of this floor."""
+
+from django.apps import AppConfig
+
+
+class RisConfig(AppConfig):
+    name = "ris"
+    default_auto_field = "django.db.models.BigAutoField"

@@ -1,0 +1,1 @@
+"""What a modality talks to: Modality Worklist and MPPS."""
