@@ -1,0 +1,134 @@
+"""One unit of work: rows are collected while Python decides, and written in one statement before COMMIT.
+
+The number of statements decides how fast messages are applied, so services do not save one row at a time:
+they read what they need, decide, and hand changed rows to the unit. `flush` stores all of them with one
+set-based statement that decides nothing itself. Events are published through the unit, so that a fact and
+the rows of those who heard it are written together.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, models, transaction
+
+from common import events
+from common.cause import Cause
+from common.clock import now
+
+
+class Unit:
+    """The rows and events of one transaction. `cause` says why, `at` when (UTC)."""
+
+    def __init__(self, cause: Cause, at: datetime | None = None) -> None:
+        self.cause = cause
+        self.at = at or now()
+        self._rows: dict[type[models.Model], dict[Any, models.Model]] = {}
+        self._after: list[Callable[[], None]] = []
+
+    def save(self, row: models.Model) -> None:
+        """Insert or replace this row at `flush`; of two objects with one key the last handed in is written."""
+        self._rows.setdefault(type(row), {})[id(row) if row.pk is None else row.pk] = row
+
+    def publish(self, event: Any) -> None:
+        """Tell the wiring about a fact of this transaction; what its hearers add is written with it."""
+        events.publish(event, self)
+
+    def ring(self, doorbell: Callable[[], None]) -> None:
+        """Nudge a worker after COMMIT; a failing bell is swallowed, since the sweeper finds what is due."""
+        if doorbell not in self._after:
+            self._after.append(doorbell)
+
+    def pending(self, model: type[models.Model]) -> list[Any]:
+        """The rows of one model that wait for the flush."""
+        return list(self._rows.get(model, {}).values())
+
+    def flush(self) -> None:
+        """Write everything collected, in one statement. Foreign keys are checked at COMMIT (deferred)."""
+        rows, self._rows = self._rows, {}
+        if rows:
+            statement, payload = _statement({m: list(r.values()) for m, r in rows.items()})
+            with connection.cursor() as cursor:
+                cursor.execute(statement, [payload])
+        after, self._after = self._after, []
+        for doorbell in after:
+            transaction.on_commit(doorbell, robust=True)
+
+
+@contextmanager
+def unit_of_work(cause: Cause, at: datetime | None = None) -> Iterator[Unit]:
+    """A transaction with a unit that is flushed at its end; an exception rolls everything back."""
+    with transaction.atomic():
+        unit = Unit(cause, at)
+        yield unit
+        unit.flush()
+
+
+def _statement(rows: dict[type[models.Model], list[models.Model]]) -> tuple[str, str]:
+    """One statement that upserts the rows of all models, and its single jsonb parameter."""
+    parts, payload = [], {}
+    for model, instances in rows.items():
+        known = [r for r in instances if r.pk is not None]
+        fresh = [r for r in instances if r.pk is None]
+        for group, with_key in ((known, True), (fresh, False)):
+            if group:
+                key = f"r{len(payload)}"
+                payload[key] = [_values(row, with_key) for row in group]
+                parts.append(f"{key} AS ({_upsert(model, key, with_key)})")
+    text = "WITH input AS MATERIALIZED (SELECT %s::jsonb AS j), " + ", ".join(parts) + " SELECT 1"
+    return text, json.dumps(payload, default=_plain)
+
+
+_upserts: dict[tuple[type[models.Model], str, bool], str] = {}
+
+
+def _upsert(model: type[models.Model], key: str, with_key: bool) -> str:
+    cached = _upserts.get((model, key, with_key))
+    if cached:
+        return cached
+    fields = [f for f in model._meta.concrete_fields if with_key or not f.primary_key]
+    table = connection.ops.quote_name(model._meta.db_table)
+    names = [connection.ops.quote_name(f.column) for f in fields]
+    columns = ", ".join(names)
+    text = (
+        f"INSERT INTO {table} ({columns}) SELECT {', '.join('t.' + n for n in names)} "
+        f"FROM input, jsonb_populate_recordset(NULL::{table}, input.j->'{key}') t"
+    )
+    if with_key:
+        primary = connection.ops.quote_name(model._meta.pk.column)
+        rest = ", ".join(f"{n} = EXCLUDED.{n}" for n in names if n != primary)
+        text += f" ON CONFLICT ({primary}) DO " + (f"UPDATE SET {rest}" if rest else "NOTHING")
+    _upserts[(model, key, with_key)] = text
+    return text
+
+
+def _values(row: models.Model, with_key: bool) -> dict[str, Any]:
+    values = {}
+    for field in row._meta.concrete_fields:
+        if field.primary_key and not with_key:
+            continue
+        value = (
+            field.pre_save(row, row._state.adding)
+            if isinstance(field, models.DateField)
+            else getattr(row, field.attname)
+        )
+        values[field.column] = value
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, UUID | Decimal):
+        return str(value)
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "\\x" + bytes(value).hex()
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    raise TypeError(
+        f"A value of type {type(value).__name__} cannot be stored by a unit; give it a plain form."
+    )
