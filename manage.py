@@ -1,11 +1,9 @@
 #!/usr/bin/env python
 """Orderly's one entry point: every command starts here."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-    from django.core.management import execute_from_command_line
+    from config.commandline import main
 
-    execute_from_command_line(sys.argv)
+    main(sys.argv)
