@@ -96,13 +96,11 @@ class Study(Row):
                 fields=["patient_name_ideographic_search"],
                 opclasses=["text_pattern_ops"],
                 name="study_name_ideographic_prefix",
-                condition=~models.Q(patient_name_ideographic_search=""),
             ),
             models.Index(
                 fields=["patient_name_phonetic_search"],
                 opclasses=["text_pattern_ops"],
                 name="study_name_phonetic_prefix",
-                condition=~models.Q(patient_name_phonetic_search=""),
             ),
             models.Index(fields=["patient_birth_date"]),
             GinIndex(fields=["modalities_in_study"], name="study_modalities"),
