@@ -1,5 +1,6 @@
 """All settings in one file: environment (prefix ORDERLY_) over safe defaults; boots from a fresh clone."""
 
+import json
 import os
 import secrets
 from pathlib import Path
@@ -31,7 +32,17 @@ def _secret_key() -> str:
     return path.read_text()
 
 
+def _site() -> dict[str, str]:
+    """What processes must know of `[site]` before they can ask the database: `site load` and `serve` write it."""
+    try:
+        return json.loads((DATA_DIR / "site.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
 # ------------------------------------------------------------------------------------------- the engine
+
+SITE = _site()
 
 # Everything binds to loopback until told otherwise.
 ORDERLY_BIND = os.environ.get("ORDERLY_BIND", "127.0.0.1")
@@ -41,6 +52,7 @@ ORDERLY_MLLP_TLS_PORT = int(os.environ.get("ORDERLY_MLLP_TLS_PORT", "2576"))
 ORDERLY_DICOM_PORT = int(os.environ.get("ORDERLY_DICOM_PORT", "11112"))
 ORDERLY_DICOM_TLS_PORT = int(os.environ.get("ORDERLY_DICOM_TLS_PORT", "2762"))
 ORDERLY_AE_TITLE = os.environ.get("ORDERLY_AE_TITLE", "ORDERLY")
+ORDERLY_UID_ROOT = os.environ.get("ORDERLY_UID_ROOT", SITE.get("uid_root", ""))
 # The TLS doors are off without a certificate (PEM files).
 ORDERLY_TLS_CERTIFICATE = os.environ.get("ORDERLY_TLS_CERTIFICATE", "")
 ORDERLY_TLS_KEY = os.environ.get("ORDERLY_TLS_KEY", "")
@@ -61,6 +73,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.postgres",
     "rest_framework",
     "django_htmx",
     "common",
@@ -118,7 +131,7 @@ SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "SAMEORIGIN"
 USE_TZ = True
-TIME_ZONE = os.environ.get("ORDERLY_TIME_ZONE", "UTC")  # of the site until site.toml names another
+TIME_ZONE = os.environ.get("ORDERLY_TIME_ZONE", SITE.get("timezone", "UTC"))
 LANGUAGE_CODE = "en"
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"

@@ -1,0 +1,111 @@
+"""What every test may ask for: a real PostgreSQL, the samples of others, peers, and their absence by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLES = Path(os.environ.get("ORDERLY_SAMPLES") or REPOSITORY.parent / "shared" / "samples")
+
+# Programs of others that tests speak with, and the way to get each.
+PEERS = {
+    "echoscu": "apt-get install dcmtk",
+    "findscu": "apt-get install dcmtk",
+    "storescu": "apt-get install dcmtk",
+    "storescp": "apt-get install dcmtk",
+    "movescu": "apt-get install dcmtk",
+    "getscu": "apt-get install dcmtk",
+    "dcmsend": "apt-get install dcmtk",
+    "dcmrecv": "apt-get install dcmtk",
+    "dcmdump": "apt-get install dcmtk",
+    "dcmodify": "apt-get install dcmtk",
+    "dcmconv": "apt-get install dcmtk",
+    "dump2dcm": "apt-get install dcmtk",
+    "wlmscpfs": "apt-get install dcmtk",
+    "chromium": "apt-get install chromium",
+    "Orthanc": "apt-get install orthanc",
+    "strace": "apt-get install strace",
+    "node": "apt-get install nodejs npm",
+    "npm": "apt-get install nodejs npm",
+}
+
+
+def missing(what: str, way: str) -> None:
+    """Skip the test that needs `what`, saying how to get it; where CI=true, fail instead."""
+    text = f"needs {what}: {way}"
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"CI must not skip: this test {text}", pytrace=False)
+    pytest.skip(text)
+
+
+def require_peer(program: str) -> str:
+    """The path of a peer's program; without it the test is skipped by name (in CI: fails)."""
+    found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/bin")
+    if not found:
+        missing(program, PEERS.get(program, "install it and put it on the PATH"))
+    return str(found)
+
+
+def sample(*parts: str) -> Path:
+    """A file or folder of the samples that others wrote; without them the test is skipped by name."""
+    path = SAMPLES.joinpath(*parts)
+    if not path.exists():
+        missing(f"the samples' {'/'.join(parts) or 'folder'}", "put them at ../shared/samples beside the clone")
+    return path
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder of the samples."""
+    return sample()
+
+
+# -- the database
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        _session_cluster.start()  # workers come and go: the server belongs to the process that outlives them
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if os.environ.get("ORDERLY_TEST_OWNER") == str(os.getpid()):
+        _session_cluster.stop()
+        shutil.rmtree(os.environ["ORDERLY_TEST_HOME"], ignore_errors=True)
+
+
+class _SessionCluster:
+    """The test session's PostgreSQL, started when the first test asks for it."""
+
+    def __init__(self) -> None:
+        self._cluster: object | None = None
+
+    def start(self) -> None:
+        from django.conf import settings
+
+        from config.postgres import Cluster
+
+        if self._cluster is None:
+            cluster = Cluster(settings.DATA_DIR, durable=False)
+            cluster.enter(die_with_us=os.environ.get("ORDERLY_TEST_OWNER") == str(os.getpid()))
+            self._cluster = cluster
+
+    def stop(self) -> None:
+        if self._cluster is not None:
+            self._cluster.leave(stop_always=True)  # type: ignore[attr-defined]
+            self._cluster = None
+
+
+_session_cluster = _SessionCluster()
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> Iterator[None]:
+    """pytest-django's hook before it makes the test database: the server must run by then."""
+    _session_cluster.start()
+    yield
