@@ -6,7 +6,6 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
@@ -15,63 +14,135 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name='AuditEvent',
+            name="AuditEvent",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('at', models.DateTimeField(auto_now_add=True, db_index=True)),
-                ('actor', models.CharField(help_text='`user:17`, `token:4`, `ae:CT01`, `source:his`', max_length=128)),
-                ('action', models.CharField(help_text='what was done: `read`, `search`, `change`, `send`, …', max_length=64)),
-                ('what', models.CharField(help_text='the kind of thing: `patient`, `study`, `report`, …', max_length=64)),
-                ('patient_ids', models.JSONField(default=list, help_text='row ids of the patients concerned')),
-                ('object_ids', models.JSONField(default=list, help_text='row ids of the things touched, at most 100')),
-                ('detail', models.JSONField(default=dict, help_text='path template, result count; no health data')),
-                ('address', models.GenericIPAddressField(null=True)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("at", models.DateTimeField(auto_now_add=True, db_index=True)),
+                (
+                    "actor",
+                    models.CharField(
+                        help_text="`user:17`, `token:4`, `ae:CT01`, `source:his`", max_length=128
+                    ),
+                ),
+                (
+                    "action",
+                    models.CharField(
+                        help_text="what was done: `read`, `search`, `change`, `send`, …", max_length=64
+                    ),
+                ),
+                (
+                    "what",
+                    models.CharField(
+                        help_text="the kind of thing: `patient`, `study`, `report`, …", max_length=64
+                    ),
+                ),
+                (
+                    "patient_ids",
+                    models.JSONField(default=list, help_text="row ids of the patients concerned"),
+                ),
+                (
+                    "object_ids",
+                    models.JSONField(default=list, help_text="row ids of the things touched, at most 100"),
+                ),
+                (
+                    "detail",
+                    models.JSONField(default=dict, help_text="path template, result count; no health data"),
+                ),
+                ("address", models.GenericIPAddressField(null=True)),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='Site',
+            name="Site",
             fields=[
-                ('id', models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
-                ('name', models.CharField(default='Orderly', max_length=100)),
-                ('timezone', models.CharField(default='UTC', max_length=64)),
-                ('live', models.BooleanField(default=False, help_text='a hospital depends on it: the rehearsal refuses to run')),
-                ('uid_root', models.CharField(blank=True, max_length=40)),
-                ('settings', models.JSONField(blank=True, default=dict, help_text='alert mail, webhook, ages, …')),
+                ("id", models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
+                ("name", models.CharField(default="Orderly", max_length=100)),
+                ("timezone", models.CharField(default="UTC", max_length=64)),
+                (
+                    "live",
+                    models.BooleanField(
+                        default=False, help_text="a hospital depends on it: the rehearsal refuses to run"
+                    ),
+                ),
+                ("uid_root", models.CharField(blank=True, max_length=40)),
+                (
+                    "settings",
+                    models.JSONField(blank=True, default=dict, help_text="alert mail, webhook, ages, …"),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Alert',
+            name="Alert",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('key', models.CharField(help_text='one open alert a key: `outbox:his`, `lane:…`, `disk`', max_length=200)),
-                ('severity', models.CharField(choices=[('warning', 'Warning'), ('critical', 'Critical')], default='warning', max_length=10)),
-                ('summary', models.CharField(help_text='what is wrong and what to do; no health data', max_length=300)),
-                ('link', models.CharField(blank=True, help_text='the page that shows it', max_length=300)),
-                ('started_at', models.DateTimeField()),
-                ('recovered_at', models.DateTimeField(blank=True, null=True)),
-                ('start_told_at', models.DateTimeField(blank=True, help_text='mail and webhook sent at the start', null=True)),
-                ('recovery_told_at', models.DateTimeField(blank=True, help_text='and once at recovery', null=True)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "key",
+                    models.CharField(
+                        help_text="one open alert a key: `outbox:his`, `lane:…`, `disk`", max_length=200
+                    ),
+                ),
+                (
+                    "severity",
+                    models.CharField(
+                        choices=[("warning", "Warning"), ("critical", "Critical")],
+                        default="warning",
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "summary",
+                    models.CharField(
+                        help_text="what is wrong and what to do; no health data", max_length=300
+                    ),
+                ),
+                ("link", models.CharField(blank=True, help_text="the page that shows it", max_length=300)),
+                ("started_at", models.DateTimeField()),
+                ("recovered_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "start_told_at",
+                    models.DateTimeField(
+                        blank=True, help_text="mail and webhook sent at the start", null=True
+                    ),
+                ),
+                (
+                    "recovery_told_at",
+                    models.DateTimeField(blank=True, help_text="and once at recovery", null=True),
+                ),
             ],
             options={
-                'ordering': ['-started_at'],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('recovered_at__isnull', True)), fields=('key',), name='one_open_alert_a_key')],
+                "ordering": ["-started_at"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("recovered_at__isnull", True)),
+                        fields=("key",),
+                        name="one_open_alert_a_key",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='ApiToken',
+            name="ApiToken",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=100, unique=True)),
-                ('role', models.CharField(max_length=20)),
-                ('sha256', models.CharField(max_length=64, unique=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('expires_at', models.DateTimeField()),
-                ('revoked_at', models.DateTimeField(blank=True, null=True)),
-                ('last_used_at', models.DateTimeField(blank=True, null=True)),
-                ('user', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("name", models.CharField(max_length=100, unique=True)),
+                ("role", models.CharField(max_length=20)),
+                ("sha256", models.CharField(max_length=64, unique=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("expires_at", models.DateTimeField()),
+                ("revoked_at", models.DateTimeField(blank=True, null=True)),
+                ("last_used_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
         ),
     ]

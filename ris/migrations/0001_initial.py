@@ -10,413 +10,908 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('pacs', '0001_initial'),
+        ("pacs", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         django.contrib.postgres.operations.TrigramExtension(),
         migrations.CreateModel(
-            name='Change',
+            name="Change",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('at', models.DateTimeField(db_index=True)),
-                ('cause', models.CharField(db_index=True, max_length=128)),
-                ('what', models.CharField(help_text='model name in lower case', max_length=40)),
-                ('object_id', models.UUIDField(db_index=True)),
-                ('patient_id', models.UUIDField(db_index=True, null=True)),
-                ('values', models.JSONField(default=dict)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("at", models.DateTimeField(db_index=True)),
+                ("cause", models.CharField(db_index=True, max_length=128)),
+                ("what", models.CharField(help_text="model name in lower case", max_length=40)),
+                ("object_id", models.UUIDField(db_index=True)),
+                ("patient_id", models.UUIDField(db_index=True, null=True)),
+                ("values", models.JSONField(default=dict)),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='ProcedureDefinition',
+            name="ProcedureDefinition",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('code', models.CharField(max_length=64, unique=True)),
-                ('name', models.CharField(max_length=200)),
-                ('modality', models.CharField(blank=True, max_length=16)),
-                ('steps', models.JSONField(blank=True, default=list, help_text='one object a step: code, name, minutes, modality')),
-                ('minutes', models.PositiveIntegerField(default=20)),
-                ('temporary', models.BooleanField(default=False)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("code", models.CharField(max_length=64, unique=True)),
+                ("name", models.CharField(max_length=200)),
+                ("modality", models.CharField(blank=True, max_length=16)),
+                (
+                    "steps",
+                    models.JSONField(
+                        blank=True, default=list, help_text="one object a step: code, name, minutes, modality"
+                    ),
+                ),
+                ("minutes", models.PositiveIntegerField(default=20)),
+                ("temporary", models.BooleanField(default=False)),
             ],
             options={
-                'ordering': ['code'],
+                "ordering": ["code"],
             },
         ),
         migrations.CreateModel(
-            name='Station',
+            name="Station",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=64, unique=True)),
-                ('ae_title', models.CharField(blank=True, max_length=16)),
-                ('modality', models.CharField(blank=True, max_length=16)),
-                ('room', models.CharField(blank=True, max_length=64)),
-                ('temporary', models.BooleanField(default=False)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("name", models.CharField(max_length=64, unique=True)),
+                ("ae_title", models.CharField(blank=True, max_length=16)),
+                ("modality", models.CharField(blank=True, max_length=16)),
+                ("room", models.CharField(blank=True, max_length=64)),
+                ("temporary", models.BooleanField(default=False)),
             ],
             options={
-                'ordering': ['name'],
+                "ordering": ["name"],
             },
         ),
         migrations.CreateModel(
-            name='AssigningAuthority',
+            name="AssigningAuthority",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('namespace', models.CharField(blank=True, max_length=227)),
-                ('universal_id', models.CharField(blank=True, max_length=199)),
-                ('universal_id_type', models.CharField(blank=True, max_length=20)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("namespace", models.CharField(blank=True, max_length=227)),
+                ("universal_id", models.CharField(blank=True, max_length=199)),
+                ("universal_id_type", models.CharField(blank=True, max_length=20)),
             ],
             options={
-                'verbose_name_plural': 'assigning authorities',
-                'constraints': [models.UniqueConstraint(fields=('namespace', 'universal_id'), name='one_authority_a_name_and_id')],
+                "verbose_name_plural": "assigning authorities",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("namespace", "universal_id"), name="one_authority_a_name_and_id"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Patient',
+            name="Patient",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('patient_name', models.CharField(blank=True, max_length=324)),
-                ('patient_name_search', models.CharField(blank=True, max_length=324)),
-                ('patient_birth_date', models.CharField(blank=True, help_text='YYYY, YYYYMM or YYYYMMDD', max_length=8)),
-                ('patient_sex', models.CharField(blank=True, help_text='M, F, O or empty', max_length=1)),
-                ('details', models.JSONField(blank=True, default=dict, help_text='snake_case DICOM keyword → value')),
-                ('provisional', models.BooleanField(default=False, help_text='made from an image or MPPS, not from the HIS')),
-                ('facts_at', models.DateTimeField(blank=True, help_text="how old the sender's newest facts are", null=True)),
-                ('created_at', models.DateTimeField()),
-                ('updated_at', models.DateTimeField()),
-                ('cause', models.CharField(help_text='of the latest change', max_length=128)),
-                ('merged_into', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='retired', to='ris.patient')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("patient_name", models.CharField(blank=True, max_length=324)),
+                ("patient_name_search", models.CharField(blank=True, max_length=324)),
+                (
+                    "patient_birth_date",
+                    models.CharField(blank=True, help_text="YYYY, YYYYMM or YYYYMMDD", max_length=8),
+                ),
+                ("patient_sex", models.CharField(blank=True, help_text="M, F, O or empty", max_length=1)),
+                (
+                    "details",
+                    models.JSONField(blank=True, default=dict, help_text="snake_case DICOM keyword → value"),
+                ),
+                (
+                    "provisional",
+                    models.BooleanField(
+                        default=False, help_text="made from an image or MPPS, not from the HIS"
+                    ),
+                ),
+                (
+                    "facts_at",
+                    models.DateTimeField(
+                        blank=True, help_text="how old the sender's newest facts are", null=True
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                ("updated_at", models.DateTimeField()),
+                ("cause", models.CharField(help_text="of the latest change", max_length=128)),
+                (
+                    "merged_into",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="retired",
+                        to="ris.patient",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['patient_name_search', 'id'],
+                "ordering": ["patient_name_search", "id"],
             },
         ),
         migrations.CreateModel(
-            name='ImagingServiceRequest',
+            name="ImagingServiceRequest",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('accession_number', models.CharField(blank=True, max_length=64)),
-                ('issuer_of_accession_number', models.CharField(blank=True, max_length=227)),
-                ('placer_order_number', models.CharField(blank=True, max_length=199)),
-                ('placer_issuer', models.CharField(blank=True, max_length=227)),
-                ('filler_order_number', models.CharField(blank=True, max_length=199)),
-                ('filler_issuer', models.CharField(blank=True, max_length=227)),
-                ('placer_group_number', models.CharField(blank=True, max_length=199)),
-                ('status', models.CharField(choices=[('ACTIVE', 'Active'), ('HELD', 'On hold'), ('COMPLETED', 'Completed'), ('CANCELED', 'Canceled'), ('DISCONTINUED', 'Discontinued')], default='ACTIVE', max_length=12)),
-                ('requesting_physician', models.CharField(blank=True, help_text='PN', max_length=324)),
-                ('requesting_physician_id', models.CharField(blank=True, max_length=199)),
-                ('referring_physician_name', models.CharField(blank=True, help_text='PN', max_length=324)),
-                ('referring_physician_id', models.CharField(blank=True, max_length=199)),
-                ('requesting_service', models.CharField(blank=True, max_length=200)),
-                ('institution_name', models.CharField(blank=True, max_length=200)),
-                ('imaging_service_request_comments', models.TextField(blank=True)),
-                ('details', models.JSONField(blank=True, default=dict, help_text='other attributes: snake_case DICOM keyword → value')),
-                ('source', models.CharField(blank=True, help_text='name of the source that placed it', max_length=100)),
-                ('placed_at', models.DateTimeField(blank=True, null=True)),
-                ('facts_at', models.DateTimeField(blank=True, help_text='ORC-9 or MSH-7 of the newest facts applied', null=True)),
-                ('created_at', models.DateTimeField()),
-                ('updated_at', models.DateTimeField()),
-                ('cause', models.CharField(max_length=128)),
-                ('patient', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='requests', to='ris.patient')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("accession_number", models.CharField(blank=True, max_length=64)),
+                ("issuer_of_accession_number", models.CharField(blank=True, max_length=227)),
+                ("placer_order_number", models.CharField(blank=True, max_length=199)),
+                ("placer_issuer", models.CharField(blank=True, max_length=227)),
+                ("filler_order_number", models.CharField(blank=True, max_length=199)),
+                ("filler_issuer", models.CharField(blank=True, max_length=227)),
+                ("placer_group_number", models.CharField(blank=True, max_length=199)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("ACTIVE", "Active"),
+                            ("HELD", "On hold"),
+                            ("COMPLETED", "Completed"),
+                            ("CANCELED", "Canceled"),
+                            ("DISCONTINUED", "Discontinued"),
+                        ],
+                        default="ACTIVE",
+                        max_length=12,
+                    ),
+                ),
+                ("requesting_physician", models.CharField(blank=True, help_text="PN", max_length=324)),
+                ("requesting_physician_id", models.CharField(blank=True, max_length=199)),
+                ("referring_physician_name", models.CharField(blank=True, help_text="PN", max_length=324)),
+                ("referring_physician_id", models.CharField(blank=True, max_length=199)),
+                ("requesting_service", models.CharField(blank=True, max_length=200)),
+                ("institution_name", models.CharField(blank=True, max_length=200)),
+                ("imaging_service_request_comments", models.TextField(blank=True)),
+                (
+                    "details",
+                    models.JSONField(
+                        blank=True,
+                        default=dict,
+                        help_text="other attributes: snake_case DICOM keyword → value",
+                    ),
+                ),
+                (
+                    "source",
+                    models.CharField(
+                        blank=True, help_text="name of the source that placed it", max_length=100
+                    ),
+                ),
+                ("placed_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "facts_at",
+                    models.DateTimeField(
+                        blank=True, help_text="ORC-9 or MSH-7 of the newest facts applied", null=True
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                ("updated_at", models.DateTimeField()),
+                ("cause", models.CharField(max_length=128)),
+                (
+                    "patient",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="requests", to="ris.patient"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created_at'],
+                "ordering": ["-created_at"],
             },
         ),
         migrations.CreateModel(
-            name='PatientIdentifier',
+            name="PatientIdentifier",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('value', models.CharField(db_index=True, help_text='the identifier itself: DICOM Patient ID', max_length=199)),
-                ('type_code', models.CharField(blank=True, help_text='table 0203: MR, PI, SS, …', max_length=20)),
-                ('position', models.PositiveSmallIntegerField(default=0, help_text='0 = the one worklist and reports show')),
-                ('status', models.CharField(choices=[('current', 'Current'), ('alias', 'Alias (retired by a merge or change)')], default='current', max_length=10)),
-                ('authority', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='ris.assigningauthority')),
-                ('patient', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='identifiers', to='ris.patient')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "value",
+                    models.CharField(
+                        db_index=True, help_text="the identifier itself: DICOM Patient ID", max_length=199
+                    ),
+                ),
+                (
+                    "type_code",
+                    models.CharField(blank=True, help_text="table 0203: MR, PI, SS, …", max_length=20),
+                ),
+                (
+                    "position",
+                    models.PositiveSmallIntegerField(
+                        default=0, help_text="0 = the one worklist and reports show"
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[("current", "Current"), ("alias", "Alias (retired by a merge or change)")],
+                        default="current",
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "authority",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="ris.assigningauthority",
+                    ),
+                ),
+                (
+                    "patient",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="identifiers",
+                        to="ris.patient",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['position', 'id'],
+                "ordering": ["position", "id"],
             },
         ),
         migrations.CreateModel(
-            name='PatientMerge',
+            name="PatientMerge",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('moved', models.JSONField(default=dict, help_text='model → row ids that changed owner')),
-                ('at', models.DateTimeField()),
-                ('cause', models.CharField(max_length=128)),
-                ('undone_at', models.DateTimeField(blank=True, null=True)),
-                ('undone_cause', models.CharField(blank=True, max_length=128)),
-                ('retired', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='merged_by', to='ris.patient')),
-                ('survivor', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='merges', to='ris.patient')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("moved", models.JSONField(default=dict, help_text="model → row ids that changed owner")),
+                ("at", models.DateTimeField()),
+                ("cause", models.CharField(max_length=128)),
+                ("undone_at", models.DateTimeField(blank=True, null=True)),
+                ("undone_cause", models.CharField(blank=True, max_length=128)),
+                (
+                    "retired",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="merged_by",
+                        to="ris.patient",
+                    ),
+                ),
+                (
+                    "survivor",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="merges", to="ris.patient"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-at'],
+                "ordering": ["-at"],
             },
         ),
         migrations.CreateModel(
-            name='Practitioner',
+            name="Practitioner",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('person_name', models.CharField(help_text='PN', max_length=324)),
-                ('identifier', models.CharField(blank=True, db_index=True, max_length=199)),
-                ('issuer', models.CharField(blank=True, max_length=227)),
-                ('user', models.OneToOneField(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='practitioner', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("person_name", models.CharField(help_text="PN", max_length=324)),
+                ("identifier", models.CharField(blank=True, db_index=True, max_length=199)),
+                ("issuer", models.CharField(blank=True, max_length=227)),
+                (
+                    "user",
+                    models.OneToOneField(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="practitioner",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='ReconciliationCase',
+            name="ReconciliationCase",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('state', models.CharField(choices=[('OPEN', 'Open'), ('SOLVED', 'Solved'), ('DISMISSED', 'Dismissed: stays without an order')], default='OPEN', max_length=10)),
-                ('reason', models.CharField(help_text='why it did not match by itself; no health data', max_length=300)),
-                ('candidates', models.JSONField(default=list, help_text='procedure id, score, evidence; best first')),
-                ('opened_at', models.DateTimeField()),
-                ('solved_at', models.DateTimeField(blank=True, null=True)),
-                ('cause', models.CharField(max_length=128)),
-                ('owner', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('study', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='case', to='pacs.study')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("OPEN", "Open"),
+                            ("SOLVED", "Solved"),
+                            ("DISMISSED", "Dismissed: stays without an order"),
+                        ],
+                        default="OPEN",
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "reason",
+                    models.CharField(
+                        help_text="why it did not match by itself; no health data", max_length=300
+                    ),
+                ),
+                (
+                    "candidates",
+                    models.JSONField(default=list, help_text="procedure id, score, evidence; best first"),
+                ),
+                ("opened_at", models.DateTimeField()),
+                ("solved_at", models.DateTimeField(blank=True, null=True)),
+                ("cause", models.CharField(max_length=128)),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "study",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="case", to="pacs.study"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['opened_at'],
+                "ordering": ["opened_at"],
             },
         ),
         migrations.CreateModel(
-            name='Report',
+            name="Report",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('status', models.CharField(choices=[('DRAFT', 'Draft'), ('PRELIMINARY', 'Preliminary'), ('FINAL', 'Final'), ('ADDENDED', 'Final with addendum'), ('CORRECTED', 'Corrected'), ('RETRACTED', 'Retracted')], default='DRAFT', max_length=12)),
-                ('findings', models.TextField(blank=True, help_text='of the working draft')),
-                ('impression', models.TextField(blank=True, help_text='of the working draft')),
-                ('draft_version', models.PositiveIntegerField(default=0, help_text='counts saves; a stale save is refused')),
-                ('created_at', models.DateTimeField()),
-                ('updated_at', models.DateTimeField()),
-                ('cause', models.CharField(max_length=128)),
-                ('reader', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("DRAFT", "Draft"),
+                            ("PRELIMINARY", "Preliminary"),
+                            ("FINAL", "Final"),
+                            ("ADDENDED", "Final with addendum"),
+                            ("CORRECTED", "Corrected"),
+                            ("RETRACTED", "Retracted"),
+                        ],
+                        default="DRAFT",
+                        max_length=12,
+                    ),
+                ),
+                ("findings", models.TextField(blank=True, help_text="of the working draft")),
+                ("impression", models.TextField(blank=True, help_text="of the working draft")),
+                (
+                    "draft_version",
+                    models.PositiveIntegerField(default=0, help_text="counts saves; a stale save is refused"),
+                ),
+                ("created_at", models.DateTimeField()),
+                ("updated_at", models.DateTimeField()),
+                ("cause", models.CharField(max_length=128)),
+                (
+                    "reader",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='ReportVersion',
+            name="ReportVersion",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('number', models.PositiveIntegerField()),
-                ('status', models.CharField(choices=[('DRAFT', 'Draft'), ('PRELIMINARY', 'Preliminary'), ('FINAL', 'Final'), ('ADDENDED', 'Final with addendum'), ('CORRECTED', 'Corrected'), ('RETRACTED', 'Retracted')], max_length=12)),
-                ('findings', models.TextField(blank=True)),
-                ('impression', models.TextField(blank=True)),
-                ('addendum', models.TextField(blank=True, help_text='what this version adds to the one before')),
-                ('signer_name', models.CharField(help_text='PN, as it was at signing', max_length=324)),
-                ('signer_id', models.CharField(blank=True, max_length=199)),
-                ('signed_at', models.DateTimeField()),
-                ('sha256', models.CharField(help_text='of status, findings, impression, addendum, signer and time', max_length=64)),
-                ('cause', models.CharField(max_length=128)),
-                ('report', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='versions', to='ris.report')),
-                ('signed_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("number", models.PositiveIntegerField()),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("DRAFT", "Draft"),
+                            ("PRELIMINARY", "Preliminary"),
+                            ("FINAL", "Final"),
+                            ("ADDENDED", "Final with addendum"),
+                            ("CORRECTED", "Corrected"),
+                            ("RETRACTED", "Retracted"),
+                        ],
+                        max_length=12,
+                    ),
+                ),
+                ("findings", models.TextField(blank=True)),
+                ("impression", models.TextField(blank=True)),
+                (
+                    "addendum",
+                    models.TextField(blank=True, help_text="what this version adds to the one before"),
+                ),
+                ("signer_name", models.CharField(help_text="PN, as it was at signing", max_length=324)),
+                ("signer_id", models.CharField(blank=True, max_length=199)),
+                ("signed_at", models.DateTimeField()),
+                (
+                    "sha256",
+                    models.CharField(
+                        help_text="of status, findings, impression, addendum, signer and time", max_length=64
+                    ),
+                ),
+                ("cause", models.CharField(max_length=128)),
+                (
+                    "report",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="versions", to="ris.report"
+                    ),
+                ),
+                (
+                    "signed_by",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'ordering': ['report', 'number'],
+                "ordering": ["report", "number"],
             },
         ),
         migrations.CreateModel(
-            name='RequestedProcedure',
+            name="RequestedProcedure",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('requested_procedure_id', models.CharField(max_length=64)),
-                ('study_instance_uid', models.CharField(default=common.uids.new_uid, max_length=64, unique=True)),
-                ('requested_procedure_description', models.CharField(blank=True, max_length=200)),
-                ('code_value', models.CharField(blank=True, max_length=64)),
-                ('coding_scheme_designator', models.CharField(blank=True, max_length=64)),
-                ('code_meaning', models.CharField(blank=True, max_length=200)),
-                ('requested_procedure_priority', models.CharField(choices=[('STAT', 'Stat'), ('HIGH', 'High'), ('ROUTINE', 'Routine'), ('MEDIUM', 'Medium'), ('LOW', 'Low')], default='ROUTINE', max_length=8)),
-                ('reason_for_the_requested_procedure', models.CharField(blank=True, max_length=500)),
-                ('reason_code', models.JSONField(blank=True, default=dict, help_text='code_value, coding_scheme_designator, code_meaning')),
-                ('patient_transport_arrangements', models.CharField(blank=True, max_length=64)),
-                ('requested_procedure_comments', models.TextField(blank=True)),
-                ('details', models.JSONField(blank=True, default=dict)),
-                ('created_at', models.DateTimeField()),
-                ('updated_at', models.DateTimeField()),
-                ('cause', models.CharField(max_length=128)),
-                ('request', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='procedures', to='ris.imagingservicerequest')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("requested_procedure_id", models.CharField(max_length=64)),
+                (
+                    "study_instance_uid",
+                    models.CharField(default=common.uids.new_uid, max_length=64, unique=True),
+                ),
+                ("requested_procedure_description", models.CharField(blank=True, max_length=200)),
+                ("code_value", models.CharField(blank=True, max_length=64)),
+                ("coding_scheme_designator", models.CharField(blank=True, max_length=64)),
+                ("code_meaning", models.CharField(blank=True, max_length=200)),
+                (
+                    "requested_procedure_priority",
+                    models.CharField(
+                        choices=[
+                            ("STAT", "Stat"),
+                            ("HIGH", "High"),
+                            ("ROUTINE", "Routine"),
+                            ("MEDIUM", "Medium"),
+                            ("LOW", "Low"),
+                        ],
+                        default="ROUTINE",
+                        max_length=8,
+                    ),
+                ),
+                ("reason_for_the_requested_procedure", models.CharField(blank=True, max_length=500)),
+                (
+                    "reason_code",
+                    models.JSONField(
+                        blank=True,
+                        default=dict,
+                        help_text="code_value, coding_scheme_designator, code_meaning",
+                    ),
+                ),
+                ("patient_transport_arrangements", models.CharField(blank=True, max_length=64)),
+                ("requested_procedure_comments", models.TextField(blank=True)),
+                ("details", models.JSONField(blank=True, default=dict)),
+                ("created_at", models.DateTimeField()),
+                ("updated_at", models.DateTimeField()),
+                ("cause", models.CharField(max_length=128)),
+                (
+                    "request",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="procedures",
+                        to="ris.imagingservicerequest",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['request', 'requested_procedure_id'],
+                "ordering": ["request", "requested_procedure_id"],
             },
         ),
         migrations.AddField(
-            model_name='report',
-            name='procedure',
-            field=models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='report', to='ris.requestedprocedure'),
+            model_name="report",
+            name="procedure",
+            field=models.OneToOneField(
+                on_delete=django.db.models.deletion.PROTECT,
+                related_name="report",
+                to="ris.requestedprocedure",
+            ),
         ),
         migrations.CreateModel(
-            name='ScheduledProcedureStep',
+            name="ScheduledProcedureStep",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('scheduled_procedure_step_id', models.CharField(max_length=64)),
-                ('status', models.CharField(choices=[('SCHEDULED', 'Scheduled'), ('ARRIVED', 'Arrived'), ('READY', 'Ready'), ('STARTED', 'Started'), ('DEPARTED', 'Departed'), ('HELD', 'On hold'), ('COMPLETED', 'Completed'), ('DISCONTINUED', 'Discontinued'), ('CANCELED', 'Canceled')], default='SCHEDULED', max_length=12)),
-                ('status_at', models.DateTimeField()),
-                ('modality', models.CharField(blank=True, max_length=16)),
-                ('scheduled_station_ae_titles', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=16), blank=True, default=list, size=None)),
-                ('scheduled_station_names', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=64), blank=True, default=list, size=None)),
-                ('scheduled_procedure_step_location', models.CharField(blank=True, max_length=200)),
-                ('start', models.DateTimeField(blank=True, help_text='Scheduled Procedure Step Start Date and Time', null=True)),
-                ('start_has_time', models.BooleanField(default=True, help_text='false: only the day is known')),
-                ('timezone_offset_from_utc', models.CharField(blank=True, help_text='as the order gave it: +0100', max_length=5)),
-                ('minutes', models.PositiveIntegerField(default=20)),
-                ('scheduled_procedure_step_description', models.CharField(blank=True, max_length=200)),
-                ('protocol_codes', models.JSONField(blank=True, default=list, help_text='code_value, coding_scheme_designator, code_meaning each')),
-                ('scheduled_performing_physician_name', models.CharField(blank=True, help_text='PN', max_length=324)),
-                ('pre_medication', models.CharField(blank=True, max_length=200)),
-                ('requested_contrast_agent', models.CharField(blank=True, max_length=200)),
-                ('comments', models.TextField(blank=True)),
-                ('created_at', models.DateTimeField()),
-                ('updated_at', models.DateTimeField()),
-                ('cause', models.CharField(max_length=128)),
-                ('procedure', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='steps', to='ris.requestedprocedure')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("scheduled_procedure_step_id", models.CharField(max_length=64)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("SCHEDULED", "Scheduled"),
+                            ("ARRIVED", "Arrived"),
+                            ("READY", "Ready"),
+                            ("STARTED", "Started"),
+                            ("DEPARTED", "Departed"),
+                            ("HELD", "On hold"),
+                            ("COMPLETED", "Completed"),
+                            ("DISCONTINUED", "Discontinued"),
+                            ("CANCELED", "Canceled"),
+                        ],
+                        default="SCHEDULED",
+                        max_length=12,
+                    ),
+                ),
+                ("status_at", models.DateTimeField()),
+                ("modality", models.CharField(blank=True, max_length=16)),
+                (
+                    "scheduled_station_ae_titles",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=16), blank=True, default=list, size=None
+                    ),
+                ),
+                (
+                    "scheduled_station_names",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=64), blank=True, default=list, size=None
+                    ),
+                ),
+                ("scheduled_procedure_step_location", models.CharField(blank=True, max_length=200)),
+                (
+                    "start",
+                    models.DateTimeField(
+                        blank=True, help_text="Scheduled Procedure Step Start Date and Time", null=True
+                    ),
+                ),
+                (
+                    "start_has_time",
+                    models.BooleanField(default=True, help_text="false: only the day is known"),
+                ),
+                (
+                    "timezone_offset_from_utc",
+                    models.CharField(blank=True, help_text="as the order gave it: +0100", max_length=5),
+                ),
+                ("minutes", models.PositiveIntegerField(default=20)),
+                ("scheduled_procedure_step_description", models.CharField(blank=True, max_length=200)),
+                (
+                    "protocol_codes",
+                    models.JSONField(
+                        blank=True,
+                        default=list,
+                        help_text="code_value, coding_scheme_designator, code_meaning each",
+                    ),
+                ),
+                (
+                    "scheduled_performing_physician_name",
+                    models.CharField(blank=True, help_text="PN", max_length=324),
+                ),
+                ("pre_medication", models.CharField(blank=True, max_length=200)),
+                ("requested_contrast_agent", models.CharField(blank=True, max_length=200)),
+                ("comments", models.TextField(blank=True)),
+                ("created_at", models.DateTimeField()),
+                ("updated_at", models.DateTimeField()),
+                ("cause", models.CharField(max_length=128)),
+                (
+                    "procedure",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="steps",
+                        to="ris.requestedprocedure",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['start', 'id'],
+                "ordering": ["start", "id"],
             },
         ),
         migrations.CreateModel(
-            name='PerformedProcedureStep',
+            name="PerformedProcedureStep",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('sop_instance_uid', models.CharField(max_length=64, unique=True)),
-                ('status', models.CharField(choices=[('IN PROGRESS', 'In progress'), ('COMPLETED', 'Completed'), ('DISCONTINUED', 'Discontinued')], max_length=12)),
-                ('performed_procedure_step_id', models.CharField(blank=True, max_length=64)),
-                ('performed_station_ae_title', models.CharField(blank=True, max_length=16)),
-                ('modality', models.CharField(blank=True, max_length=16)),
-                ('started_at', models.DateTimeField(blank=True, null=True)),
-                ('ended_at', models.DateTimeField(blank=True, null=True)),
-                ('description', models.CharField(blank=True, max_length=200)),
-                ('discontinuation_reason', models.JSONField(blank=True, default=dict)),
-                ('study_instance_uids', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=64), blank=True, default=list, size=None)),
-                ('series', models.JSONField(blank=True, default=list, help_text='series_instance_uid, protocol_name, sop_instance_uids')),
-                ('attributes', models.JSONField(blank=True, default=dict, help_text='everything as received, DICOM JSON')),
-                ('problem', models.CharField(blank=True, help_text='what a clerk must look at; empty: nothing', max_length=300)),
-                ('created_at', models.DateTimeField()),
-                ('updated_at', models.DateTimeField()),
-                ('cause', models.CharField(max_length=128)),
-                ('patient', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='ris.patient')),
-                ('steps', models.ManyToManyField(blank=True, related_name='performed', to='ris.scheduledprocedurestep')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("sop_instance_uid", models.CharField(max_length=64, unique=True)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("IN PROGRESS", "In progress"),
+                            ("COMPLETED", "Completed"),
+                            ("DISCONTINUED", "Discontinued"),
+                        ],
+                        max_length=12,
+                    ),
+                ),
+                ("performed_procedure_step_id", models.CharField(blank=True, max_length=64)),
+                ("performed_station_ae_title", models.CharField(blank=True, max_length=16)),
+                ("modality", models.CharField(blank=True, max_length=16)),
+                ("started_at", models.DateTimeField(blank=True, null=True)),
+                ("ended_at", models.DateTimeField(blank=True, null=True)),
+                ("description", models.CharField(blank=True, max_length=200)),
+                ("discontinuation_reason", models.JSONField(blank=True, default=dict)),
+                (
+                    "study_instance_uids",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=64), blank=True, default=list, size=None
+                    ),
+                ),
+                (
+                    "series",
+                    models.JSONField(
+                        blank=True,
+                        default=list,
+                        help_text="series_instance_uid, protocol_name, sop_instance_uids",
+                    ),
+                ),
+                (
+                    "attributes",
+                    models.JSONField(
+                        blank=True, default=dict, help_text="everything as received, DICOM JSON"
+                    ),
+                ),
+                (
+                    "problem",
+                    models.CharField(
+                        blank=True, help_text="what a clerk must look at; empty: nothing", max_length=300
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                ("updated_at", models.DateTimeField()),
+                ("cause", models.CharField(max_length=128)),
+                (
+                    "patient",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="ris.patient",
+                    ),
+                ),
+                (
+                    "steps",
+                    models.ManyToManyField(
+                        blank=True, related_name="performed", to="ris.scheduledprocedurestep"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created_at'],
+                "ordering": ["-created_at"],
             },
         ),
         migrations.CreateModel(
-            name='StudyMatch',
+            name="StudyMatch",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('method', models.CharField(choices=[('study_instance_uid', 'Study Instance UID'), ('accession_number', 'Accession number'), ('evidence', 'Weighed evidence'), ('clerk', 'By a clerk')], max_length=20)),
-                ('evidence', models.JSONField(default=list, help_text='what spoke for it and against it, each with its reason')),
-                ('at', models.DateTimeField()),
-                ('cause', models.CharField(max_length=128)),
-                ('undone_at', models.DateTimeField(blank=True, null=True)),
-                ('undone_cause', models.CharField(blank=True, max_length=128)),
-                ('procedure', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='matches', to='ris.requestedprocedure')),
-                ('study', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='matches', to='pacs.study')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "method",
+                    models.CharField(
+                        choices=[
+                            ("study_instance_uid", "Study Instance UID"),
+                            ("accession_number", "Accession number"),
+                            ("evidence", "Weighed evidence"),
+                            ("clerk", "By a clerk"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "evidence",
+                    models.JSONField(
+                        default=list, help_text="what spoke for it and against it, each with its reason"
+                    ),
+                ),
+                ("at", models.DateTimeField()),
+                ("cause", models.CharField(max_length=128)),
+                ("undone_at", models.DateTimeField(blank=True, null=True)),
+                ("undone_cause", models.CharField(blank=True, max_length=128)),
+                (
+                    "procedure",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="matches",
+                        to="ris.requestedprocedure",
+                    ),
+                ),
+                (
+                    "study",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="matches", to="pacs.study"
+                    ),
+                ),
             ],
             options={
-                'verbose_name_plural': 'study matches',
-                'ordering': ['-at'],
+                "verbose_name_plural": "study matches",
+                "ordering": ["-at"],
             },
         ),
         migrations.CreateModel(
-            name='Visit',
+            name="Visit",
             fields=[
-                ('id', models.UUIDField(default=common.uids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('admission_id', models.CharField(max_length=64)),
-                ('issuer_of_admission_id', models.CharField(blank=True, max_length=227)),
-                ('patient_class', models.CharField(blank=True, help_text='table 0004: E, I, O, P, …', max_length=20)),
-                ('status', models.CharField(blank=True, help_text='planned, in-progress, finished, cancelled', max_length=20)),
-                ('current_patient_location', models.CharField(blank=True, max_length=200)),
-                ('referring_physician_name', models.CharField(blank=True, max_length=324)),
-                ('attending_physician_name', models.CharField(blank=True, max_length=324)),
-                ('admitted_at', models.DateTimeField(blank=True, null=True)),
-                ('discharged_at', models.DateTimeField(blank=True, null=True)),
-                ('facts_at', models.DateTimeField(blank=True, null=True)),
-                ('patient', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='visits', to='ris.patient')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=common.uids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("admission_id", models.CharField(max_length=64)),
+                ("issuer_of_admission_id", models.CharField(blank=True, max_length=227)),
+                (
+                    "patient_class",
+                    models.CharField(blank=True, help_text="table 0004: E, I, O, P, …", max_length=20),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        blank=True, help_text="planned, in-progress, finished, cancelled", max_length=20
+                    ),
+                ),
+                ("current_patient_location", models.CharField(blank=True, max_length=200)),
+                ("referring_physician_name", models.CharField(blank=True, max_length=324)),
+                ("attending_physician_name", models.CharField(blank=True, max_length=324)),
+                ("admitted_at", models.DateTimeField(blank=True, null=True)),
+                ("discharged_at", models.DateTimeField(blank=True, null=True)),
+                ("facts_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "patient",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="visits", to="ris.patient"
+                    ),
+                ),
             ],
         ),
         migrations.AddField(
-            model_name='imagingservicerequest',
-            name='visit',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='requests', to='ris.visit'),
+            model_name="imagingservicerequest",
+            name="visit",
+            field=models.ForeignKey(
+                blank=True,
+                null=True,
+                on_delete=django.db.models.deletion.SET_NULL,
+                related_name="requests",
+                to="ris.visit",
+            ),
         ),
         migrations.AddIndex(
-            model_name='patient',
-            index=django.contrib.postgres.indexes.GinIndex(fields=['patient_name_search'], name='patient_name_trigrams', opclasses=['gin_trgm_ops']),
+            model_name="patient",
+            index=django.contrib.postgres.indexes.GinIndex(
+                fields=["patient_name_search"], name="patient_name_trigrams", opclasses=["gin_trgm_ops"]
+            ),
         ),
         migrations.AddIndex(
-            model_name='patient',
-            index=models.Index(fields=['patient_birth_date'], name='ris_patient_patient_6e577d_idx'),
+            model_name="patient",
+            index=models.Index(fields=["patient_birth_date"], name="ris_patient_patient_6e577d_idx"),
         ),
         migrations.AddIndex(
-            model_name='patient',
-            index=models.Index(fields=['-updated_at'], name='ris_patient_updated_e39b9d_idx'),
+            model_name="patient",
+            index=models.Index(fields=["-updated_at"], name="ris_patient_updated_e39b9d_idx"),
         ),
         migrations.AddConstraint(
-            model_name='patientidentifier',
-            constraint=models.UniqueConstraint(fields=('value', 'authority'), name='one_patient_an_identifier'),
+            model_name="patientidentifier",
+            constraint=models.UniqueConstraint(
+                fields=("value", "authority"), name="one_patient_an_identifier"
+            ),
         ),
         migrations.AddIndex(
-            model_name='reconciliationcase',
-            index=models.Index(fields=['state', 'opened_at'], name='ris_reconci_state_967ee7_idx'),
+            model_name="reconciliationcase",
+            index=models.Index(fields=["state", "opened_at"], name="ris_reconci_state_967ee7_idx"),
         ),
         migrations.AddConstraint(
-            model_name='reportversion',
-            constraint=models.UniqueConstraint(fields=('report', 'number'), name='one_version_a_number'),
+            model_name="reportversion",
+            constraint=models.UniqueConstraint(fields=("report", "number"), name="one_version_a_number"),
         ),
         migrations.AddConstraint(
-            model_name='requestedprocedure',
-            constraint=models.UniqueConstraint(fields=('request', 'requested_procedure_id'), name='one_procedure_a_request_and_id'),
+            model_name="requestedprocedure",
+            constraint=models.UniqueConstraint(
+                fields=("request", "requested_procedure_id"), name="one_procedure_a_request_and_id"
+            ),
         ),
         migrations.AddIndex(
-            model_name='scheduledprocedurestep',
-            index=models.Index(fields=['status', 'start'], name='ris_schedul_status_d6f3aa_idx'),
+            model_name="scheduledprocedurestep",
+            index=models.Index(fields=["status", "start"], name="ris_schedul_status_d6f3aa_idx"),
         ),
         migrations.AddIndex(
-            model_name='scheduledprocedurestep',
-            index=models.Index(fields=['scheduled_procedure_step_id'], name='ris_schedul_schedul_330112_idx'),
+            model_name="scheduledprocedurestep",
+            index=models.Index(fields=["scheduled_procedure_step_id"], name="ris_schedul_schedul_330112_idx"),
         ),
         migrations.AddConstraint(
-            model_name='scheduledprocedurestep',
-            constraint=models.UniqueConstraint(fields=('procedure', 'scheduled_procedure_step_id'), name='one_step_a_procedure_and_id'),
+            model_name="scheduledprocedurestep",
+            constraint=models.UniqueConstraint(
+                fields=("procedure", "scheduled_procedure_step_id"), name="one_step_a_procedure_and_id"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='studymatch',
-            constraint=models.UniqueConstraint(condition=models.Q(('undone_at__isnull', True)), fields=('study',), name='one_match_a_study'),
+            model_name="studymatch",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("undone_at__isnull", True)), fields=("study",), name="one_match_a_study"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='visit',
-            constraint=models.UniqueConstraint(fields=('patient', 'admission_id', 'issuer_of_admission_id'), name='one_visit_a_patient_and_id'),
+            model_name="visit",
+            constraint=models.UniqueConstraint(
+                fields=("patient", "admission_id", "issuer_of_admission_id"),
+                name="one_visit_a_patient_and_id",
+            ),
         ),
         migrations.AddIndex(
-            model_name='imagingservicerequest',
-            index=models.Index(fields=['placer_order_number'], name='ris_imaging_placer__c10270_idx'),
+            model_name="imagingservicerequest",
+            index=models.Index(fields=["placer_order_number"], name="ris_imaging_placer__c10270_idx"),
         ),
         migrations.AddIndex(
-            model_name='imagingservicerequest',
-            index=models.Index(fields=['filler_order_number'], name='ris_imaging_filler__7605de_idx'),
+            model_name="imagingservicerequest",
+            index=models.Index(fields=["filler_order_number"], name="ris_imaging_filler__7605de_idx"),
         ),
         migrations.AddIndex(
-            model_name='imagingservicerequest',
-            index=models.Index(fields=['-created_at'], name='ris_imaging_created_fcdc9e_idx'),
+            model_name="imagingservicerequest",
+            index=models.Index(fields=["-created_at"], name="ris_imaging_created_fcdc9e_idx"),
         ),
         migrations.AddConstraint(
-            model_name='imagingservicerequest',
-            constraint=models.UniqueConstraint(condition=models.Q(('accession_number', ''), _negated=True), fields=('accession_number', 'issuer_of_accession_number'), name='one_request_an_accession'),
+            model_name="imagingservicerequest",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("accession_number", ""), _negated=True),
+                fields=("accession_number", "issuer_of_accession_number"),
+                name="one_request_an_accession",
+            ),
         ),
     ]
