@@ -105,7 +105,7 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
         parent = os.getppid()
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(number), 0, 0, 0)
-        if os.getppid() != parent or parent == 1 and "ORDERLY_SUPERVISED" in os.environ:
+        if os.getppid() != parent:
             os.kill(os.getpid(), number)
 
 

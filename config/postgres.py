@@ -297,6 +297,18 @@ class Cluster:
         """True when the server answers on its socket."""
         return self._probe() is None
 
+    def pid(self) -> int | None:
+        """The server's process id while it lives. Cheap: asks the kernel, not the server."""
+        if self._server is not None and self._server.poll() is None:
+            return self._server.pid
+        return self._postmaster()
+
+    def revive(self) -> None:
+        """Start the server again after it died under us. Raises PostgresError; then try again later."""
+        with self._turn():
+            if not self._adopt():
+                self._start(_account(self.data), die_with_us=True)
+
     # -- the parts
 
     @contextmanager
@@ -347,7 +359,7 @@ class Cluster:
         draft.rename(pointer)
 
     def _adopt(self) -> bool:
-        """True when a server already runs here; a stale postmaster.pid is removed on the way."""
+        """True when a server already runs here."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while True:
             pid = self._postmaster()
@@ -368,12 +380,24 @@ class Cluster:
             pid = int(pidfile.read_text().split("\n", 1)[0])
         except (FileNotFoundError, ValueError):
             return None
-        if _works_in(pid, self.data):
-            return pid
-        # Left by a crash. The number may by now be another program's, which would keep PostgreSQL from
-        # starting if that program ran as the same user.
-        pidfile.unlink(missing_ok=True)
-        return None
+        return pid if _works_in(pid, self.data) else None
+
+    def _disarm_stale_pidfile(self) -> None:
+        """Let PostgreSQL start where a crash left postmaster.pid; called only when no server runs here.
+
+        The number in it may by now be another program's of the same user, which would stop the start. Ours,
+        the parent's, does not, and the rest of the file stays: by it PostgreSQL finds old backends that still
+        write, and refuses to start beside them.
+        """
+        pidfile = self.data / "postmaster.pid"
+        try:
+            _, newline, rest = pidfile.read_text().partition("\n")
+        except FileNotFoundError:
+            return
+        if newline:
+            pidfile.write_text(f"{os.getpid()}\n{rest}")
+        else:
+            pidfile.unlink()  # empty: the machine went down while it was written
 
     def _start(self, account: Account, *, die_with_us: bool) -> None:
         binaries = self._binaries()
@@ -381,6 +405,7 @@ class Cluster:
             self._initdb(binaries, account)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
+        self._disarm_stale_pidfile()
         settings = [f"--{name}={value}" for name, value in self._server_settings().items()]
         die = _signal_at_parents_death(signal.SIGINT) if die_with_us else None
         with open(self.log, "ab") as log:
@@ -442,7 +467,9 @@ class Cluster:
         if done.returncode:
             raise PostgresError(f"initdb failed in {draft}: {(done.stderr or done.stdout).strip()[-1000:]}")
         names = sorted({account.name, _user_name(os.geteuid())})
-        (draft / "pg_hba.conf").write_text(f"local all {ROLE} peer map=m\nlocal replication {ROLE} peer map=m\n")
+        (draft / "pg_hba.conf").write_text(
+            f"local all {ROLE} peer map=m\nlocal replication {ROLE} peer map=m\n"
+        )
         (draft / "pg_ident.conf").write_text("".join(f'm "{name}" {ROLE}\n' for name in names))
         draft.rename(self.data)
         directory = os.open(self.home, os.O_RDONLY)
@@ -511,6 +538,20 @@ class Cluster:
                 time.sleep(0.02)
 
 
+def check_server() -> None:
+    """Refuse a server that is too old or cannot be reached. Raises PostgresError."""
+    from django.db import DatabaseError, connection
+
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW server_version_num")
+            version = int(cursor.fetchone()[0]) // 10000
+    except DatabaseError as trouble:
+        raise PostgresError(f"the server does not answer ({trouble}). Check DATABASE_URL.") from None
+    if version < OLDEST_SERVER:
+        raise PostgresError(f"the server is PostgreSQL {version}; Orderly needs {OLDEST_SERVER} or later.")
+
+
 # --------------------------------------------------------------------------------------- system calls
 
 
@@ -571,7 +612,9 @@ def _works_in(pid: int, data: Path) -> bool:
     except OSError:
         if Path("/proc/self").exists():
             return False
-    said = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, timeout=10)
+    said = subprocess.run(
+        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, timeout=10
+    )
     return str(data) in said.stdout
 
 

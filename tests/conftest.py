@@ -55,7 +55,9 @@ def sample(*parts: str) -> Path:
     """A file or folder of the samples that others wrote; without them the test is skipped by name."""
     path = SAMPLES.joinpath(*parts)
     if not path.exists():
-        missing(f"the samples' {'/'.join(parts) or 'folder'}", "put them at ../shared/samples beside the clone")
+        missing(
+            f"the samples' {'/'.join(parts) or 'folder'}", "put them at ../shared/samples beside the clone"
+        )
     return path
 
 
