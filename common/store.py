@@ -68,6 +68,13 @@ def unit_of_work(cause: Cause, at: datetime | None = None) -> Iterator[Unit]:
         unit.flush()
 
 
+def hydrate(model: type[models.Model], columns: dict[str, Any]) -> Any:
+    """A model instance from one row as `to_jsonb` gives it (column → JSON value), marked as read."""
+    fields = model._meta.concrete_fields
+    values = [field.to_python(columns[field.column]) for field in fields]
+    return model.from_db(connection.alias, [f.attname for f in fields], values)
+
+
 def _statement(rows: dict[type[models.Model], list[models.Model]]) -> tuple[str, str]:
     """One statement that upserts the rows of all models, and its single jsonb parameter."""
     parts, payload = [], {}

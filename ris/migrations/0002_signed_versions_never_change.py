@@ -1,12 +1,13 @@
-"""A signed report version can be added, and neither changed nor removed."""
+"""A signed report version can be added, and neither changed nor removed; numbers of our own making."""
 
 from django.db import migrations
 
 FORWARD = """
 CREATE TRIGGER signed_forever BEFORE UPDATE OR DELETE ON ris_reportversion
     FOR EACH ROW EXECUTE FUNCTION orderly_refuse_change();
+CREATE SEQUENCE ris_number;
 """
-BACKWARD = "DROP TRIGGER signed_forever ON ris_reportversion;"
+BACKWARD = "DROP SEQUENCE ris_number; DROP TRIGGER signed_forever ON ris_reportversion;"
 
 
 class Migration(migrations.Migration):

@@ -23,6 +23,10 @@ class RequestedProcedure(Row):
     request = models.ForeignKey(ImagingServiceRequest, on_delete=models.CASCADE, related_name="procedures")
     requested_procedure_id = models.CharField(max_length=64)
     study_instance_uid = models.CharField(max_length=64, unique=True, default=new_uid)
+    placer_order_number = models.CharField(max_length=199, blank=True, help_text="of the group that brought it")
+    placer_issuer = models.CharField(max_length=227, blank=True)
+    filler_order_number = models.CharField(max_length=199, blank=True)
+    filler_issuer = models.CharField(max_length=227, blank=True)
     requested_procedure_description = models.CharField(max_length=200, blank=True)
     code_value = models.CharField(max_length=64, blank=True)
     coding_scheme_designator = models.CharField(max_length=64, blank=True)
@@ -48,6 +52,7 @@ class RequestedProcedure(Row):
                 fields=["request", "requested_procedure_id"], name="one_procedure_a_request_and_id"
             )
         ]
+        indexes = [models.Index(fields=["placer_order_number"]), models.Index(fields=["filler_order_number"])]
 
     def __str__(self) -> str:
         return self.requested_procedure_description or self.code_meaning or self.requested_procedure_id

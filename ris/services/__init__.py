@@ -1,0 +1,1 @@
+"""The services that decide. Each takes a unit of work; none commits by itself."""
