@@ -1,0 +1,1 @@
+"""The HL7 version 2 door: frames, syntax, translation to commands of `ris`, acknowledgements, and the way out."""
