@@ -36,20 +36,20 @@ C-MOVE, C-GET             an iterator of :class:`Outcome`: pending ones with sub
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pacs.dimse import datasets, status
+from pacs.dimse.errors import Refused
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
     from pacs.dimse.command import Command
 
-log = logging.getLogger(__name__)
+__all__ = ["Assoc", "Context", "Entry", "Outcome", "Peer", "Refused", "Registry", "Request", "load"]
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -104,19 +104,6 @@ class Assoc(Protocol):
     address: str  #: the peer's IP address
     peer: Peer | None  #: None for a caller nobody knows: it may only C-ECHO
     contexts: Mapping[int, Context]
-
-
-class Refused(Exception):
-    """Ends the request with a status that is no success.
-
-    `comment` becomes Error Comment (0000,0902), cut to 64 characters: never a patient's data.
-    `elements` are further command elements by keyword, such as ``ErrorID=0xA710`` or
-    ``OffendingElement=[0x00400100]`` (a list of tags as integers).
-    """
-
-    def __init__(self, status: int, comment: str = "", **elements: Any) -> None:
-        super().__init__(f"0x{status:04X} {comment}".strip())
-        self.status, self.comment, self.elements = status, comment, elements
 
 
 @dataclass(frozen=True, slots=True)
