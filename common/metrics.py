@@ -26,6 +26,7 @@ from common.process import read_run_file
 
 Labelled = tuple[tuple[str, ...], float]
 Source = Callable[[], "float | Iterable[Labelled]"]
+States = Callable[[], "Iterable[Waiting]"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Queue:
-    """A registered queue: `states()` says what waits in each of its parts."""
+    """A registered queue: `states()` says what waits in each of its parts, `late_after` (seconds) what is too long."""
 
     name: str
     title: str
-    states: Callable[[], Iterable[Waiting]]
+    late_after: float
+    states: States
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,11 @@ def counter(name: str, title: str, labels: tuple[str, ...] = ()) -> Callable[[So
     return _register(name, title, labels, CounterMetricFamily)
 
 
-def queue(
-    name: str, title: str
-) -> Callable[[Callable[[], Iterable[Waiting]]], Callable[[], Iterable[Waiting]]]:
-    """Register a queue: nothing in it may wait unseen."""
+def queue(name: str, title: str, *, late_after: float = 900.0) -> Callable[[States], States]:
+    """Register a queue: nothing in it may wait unseen. `late_after` is in seconds."""
 
-    def register(states: Callable[[], Iterable[Waiting]]) -> Callable[[], Iterable[Waiting]]:
-        _queues[name] = Queue(name, title, states)
+    def register(states: States) -> States:
+        _queues[name] = Queue(name, title, late_after, states)
         return states
 
     return register

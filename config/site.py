@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -47,21 +48,24 @@ class Section:
 
 def _profile_keys() -> frozenset[str]:
     """The keys of a source's profile, as the HL7 door knows them."""
-    from integration import sources
-
-    return frozenset(sources.PROFILE_KEYS)
+    return _keys_of("integration.sources", "PROFILE_KEYS")
 
 
 def _destination_keys() -> frozenset[str]:
-    from integration import destinations
-
-    return frozenset(destinations.SETTING_KEYS)
+    """The settings of a destination, as the sender knows them."""
+    return _keys_of("integration.destinations", "SETTING_KEYS")
 
 
 def _ae_keys() -> frozenset[str]:
-    from pacs import peers
+    """The settings of a DICOM peer, as the archive and the worklist know them."""
+    return _keys_of("pacs.peers", "SETTING_KEYS") | _keys_of("worklist.peers", "SETTING_KEYS")
 
-    return frozenset(peers.SETTING_KEYS)
+
+def _keys_of(module: str, table: str) -> frozenset[str]:
+    try:
+        return frozenset(getattr(import_module(module), table))
+    except ModuleNotFoundError:
+        return frozenset()
 
 
 SITE_SETTINGS = frozenset(

@@ -1,0 +1,41 @@
+"""What the archive counts, and what waits in it."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from django.db.models import Count, Min, Sum
+
+from common.clock import now
+from common.metrics import Waiting, counter, gauge, queue
+from pacs.models import Instance, SetAside, Study
+
+
+@gauge("orderly_studies", "Studies in the archive")
+def studies() -> float:
+    return Study.objects.filter(hidden=False).count()
+
+
+@counter("orderly_instances", "Objects stored and indexed")
+def instances() -> float:
+    return Instance.objects.count()
+
+
+@gauge("orderly_archive_bytes", "Bytes of all stored files")
+def archive_bytes() -> float:
+    return Study.objects.aggregate(size=Sum("size"))["size"] or 0
+
+
+@queue("unsettled", "Studies that still grow or were not told upward", late_after=1800)
+def unsettled() -> Iterable[Waiting]:
+    # A growing study is no backlog: only one that has been quiet for a while should have been settled.
+    quiet = Study.objects.filter(settled_at__isnull=True, last_instance_at__lt=now() - timedelta(minutes=5))
+    found = quiet.aggregate(count=Count("pk"), oldest=Min("last_instance_at"))
+    yield Waiting("studies", found["count"], found["oldest"])
+
+
+@queue("set_aside", "Objects set aside for a person", late_after=86_400)
+def set_aside() -> Iterable[Waiting]:
+    found = SetAside.objects.filter(state=SetAside.State.OPEN).aggregate(
+        count=Count("pk"), oldest=Min("received_at")
+    )
+    yield Waiting("objects", found["count"], found["oldest"])
