@@ -24,7 +24,11 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMPLICIT = "1.2.840.10008.1.2"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
-_UNABLE = {"C-FIND": status.CANNOT_UNDERSTAND, "C-MOVE": status.CANNOT_UNDERSTAND, "C-GET": status.CANNOT_UNDERSTAND}
+_UNABLE = {
+    "C-FIND": status.CANNOT_UNDERSTAND,
+    "C-MOVE": status.CANNOT_UNDERSTAND,
+    "C-GET": status.CANNOT_UNDERSTAND,
+}
 
 
 def unable(command: Command) -> int:

@@ -176,7 +176,9 @@ class Entry:
     service: str
     transfer_syntaxes: tuple[str, ...] | None  #: None takes whatever the peer proposes (storage)
     handlers: Mapping[str, Handler]
-    scu: bool = False  #: we may also act as SCU of it on a peer's association (C-GET sub-operations)
+    #: SOP Class Extended Negotiation (PS3.7 D.3.3.5): what we support, byte by byte; the answer holds, for
+    #: each byte the peer sent, the lesser of both.
+    application_information: bytes = b""
 
 
 class Registry:
@@ -194,6 +196,7 @@ class Registry:
         *,
         service: str,
         transfer_syntaxes: tuple[str, ...] | None = TRANSFER_SYNTAXES,
+        application_information: bytes = b"",
     ) -> None:
         """Let `handler` answer `command` ("C-FIND", "N-SET" …) on contexts of `sop_class_uid`.
 
@@ -201,12 +204,16 @@ class Registry:
         or the class was registered under another right.
         """
         if service not in SERVICES:
-            raise ValueError(f"{sop_class_uid}: no such right as {service!r}; it is one of {', '.join(SERVICES)}")
+            raise ValueError(
+                f"{sop_class_uid}: no such right as {service!r}; it is one of {', '.join(SERVICES)}"
+            )
         old = self._entries.get(sop_class_uid)
         if old and (command in old.handlers or old.service != service):
             raise ValueError(f"{sop_class_uid} {command}: already served (as {old.service!r})")
         handlers = {**(old.handlers if old else {}), command: handler}
-        self._entries[sop_class_uid] = Entry(sop_class_uid, service, transfer_syntaxes, handlers)
+        self._entries[sop_class_uid] = Entry(
+            sop_class_uid, service, transfer_syntaxes, handlers, application_information
+        )
 
     def add_fallback(self, entry_of: Callable[[str], Entry | None]) -> None:
         """Ask `entry_of` about SOP classes nobody added; storage uses it for private ones."""
