@@ -9,30 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.peer_programs import PEERS, find
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLES = Path(os.environ.get("ORDERLY_SAMPLES") or REPOSITORY.parent / "shared" / "samples")
-
-# Programs of others that tests speak with, and the way to get each.
-PEERS = {
-    "echoscu": "apt-get install dcmtk",
-    "findscu": "apt-get install dcmtk",
-    "storescu": "apt-get install dcmtk",
-    "storescp": "apt-get install dcmtk",
-    "movescu": "apt-get install dcmtk",
-    "getscu": "apt-get install dcmtk",
-    "dcmsend": "apt-get install dcmtk",
-    "dcmrecv": "apt-get install dcmtk",
-    "dcmdump": "apt-get install dcmtk",
-    "dcmodify": "apt-get install dcmtk",
-    "dcmconv": "apt-get install dcmtk",
-    "dump2dcm": "apt-get install dcmtk",
-    "wlmscpfs": "apt-get install dcmtk",
-    "chromium": "apt-get install chromium",
-    "Orthanc": "apt-get install orthanc",
-    "strace": "apt-get install strace",
-    "node": "apt-get install nodejs npm",
-    "npm": "apt-get install nodejs npm",
-}
 
 
 def missing(what: str, way: str) -> None:
@@ -45,7 +25,7 @@ def missing(what: str, way: str) -> None:
 
 def require_peer(program: str) -> str:
     """The path of a peer's program; without it the test is skipped by name (in CI: fails)."""
-    found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/bin")
+    found = find(program)
     if not found:
         missing(program, PEERS.get(program, "install it and put it on the PATH"))
     return str(found)
