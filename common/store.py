@@ -71,7 +71,7 @@ def unit_of_work(cause: Cause, at: datetime | None = None) -> Iterator[Unit]:
 def hydrate(model: type[models.Model], columns: dict[str, Any]) -> Any:
     """A model instance from one row as `to_jsonb` gives it (column → JSON value), marked as read."""
     fields = model._meta.concrete_fields
-    values = [field.to_python(columns[field.column]) for field in fields]
+    values = [field.to_python(columns[str(field.column)]) for field in fields]
     return model.from_db(connection.alias, [f.attname for f in fields], values)
 
 
@@ -114,7 +114,7 @@ def _upsert(model: type[models.Model], key: str, with_key: bool) -> str:
 
 
 def _values(row: models.Model, with_key: bool) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
     for field in row._meta.concrete_fields:
         if field.primary_key and not with_key:
             continue
@@ -123,7 +123,7 @@ def _values(row: models.Model, with_key: bool) -> dict[str, Any]:
             if isinstance(field, models.DateField)
             else getattr(row, field.attname)
         )
-        values[field.column] = value
+        values[str(field.column)] = value
     return values
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from django.db.models import Count, Min
 
 from common.metrics import Labelled, Waiting, gauge, queue
+from ris import selectors
 from ris.models import ImagingServiceRequest, ReconciliationCase, ScheduledProcedureStep
 
 
@@ -25,3 +26,15 @@ def unmatched() -> Iterable[Waiting]:
     cases = ReconciliationCase.objects.filter(state=ReconciliationCase.State.OPEN)
     found = cases.aggregate(count=Count("pk"), oldest=Min("opened_at"))
     yield Waiting("studies", found["count"], found["oldest"])
+
+
+@queue("unscheduled", "Steps that wait for a time", late_after=24 * 3600)
+def unscheduled() -> Iterable[Waiting]:
+    found = selectors.unscheduled_steps().aggregate(count=Count("pk"), oldest=Min("created_at"))
+    yield Waiting("steps", found["count"], found["oldest"])
+
+
+@queue("unread", "Procedures whose images are here and whose report is not", late_after=24 * 3600)
+def unread() -> Iterable[Waiting]:
+    found = selectors.unread().aggregate(count=Count("pk", distinct=True), oldest=Min("arrived_at"))
+    yield Waiting("procedures", found["count"], found["oldest"])

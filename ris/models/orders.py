@@ -60,6 +60,7 @@ class ImagingServiceRequest(Row):
             models.Index(fields=["placer_order_number"]),
             models.Index(fields=["filler_order_number"]),
             models.Index(fields=["-created_at"]),
+            models.Index(fields=["updated_at"]),
         ]
 
     def __str__(self) -> str:

@@ -23,7 +23,9 @@ class RequestedProcedure(Row):
     request = models.ForeignKey(ImagingServiceRequest, on_delete=models.CASCADE, related_name="procedures")
     requested_procedure_id = models.CharField(max_length=64)
     study_instance_uid = models.CharField(max_length=64, unique=True, default=new_uid)
-    placer_order_number = models.CharField(max_length=199, blank=True, help_text="of the group that brought it")
+    placer_order_number = models.CharField(
+        max_length=199, blank=True, help_text="of the group that brought it"
+    )
     placer_issuer = models.CharField(max_length=227, blank=True)
     filler_order_number = models.CharField(max_length=199, blank=True)
     filler_issuer = models.CharField(max_length=227, blank=True)

@@ -54,6 +54,7 @@ class ReconciliationCase(Row):
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
     opened_at = models.DateTimeField()
+    checked_at = models.DateTimeField(help_text="when it was last compared with the orders")
     solved_at = models.DateTimeField(null=True, blank=True)
     cause = models.CharField(max_length=128)
 

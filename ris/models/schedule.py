@@ -64,7 +64,9 @@ class ScheduledProcedureStep(Row):
     pre_medication = models.CharField(max_length=200, blank=True)
     requested_contrast_agent = models.CharField(max_length=200, blank=True)
     comments = models.TextField(blank=True)
-    made = models.JSONField(default=dict, blank=True, help_text="ids made here, and the sender's where it had to be mapped")
+    made = models.JSONField(
+        default=dict, blank=True, help_text="ids made here, and the sender's where it had to be mapped"
+    )
     created_at = models.DateTimeField()
     updated_at = models.DateTimeField()
     cause = models.CharField(max_length=128)

@@ -116,11 +116,11 @@ class _Work:
                 own = [r for r in others if self.patient and self.ctx.patient_of(r).id == self.patient.id]
                 others = own or others
             request = others[0] if others else None
-        if request is not None and self.patient is not None:
-            if self.ctx.patient_of(request).id != self.patient.id:
-                raise DuplicateKey(
-                    "This order belongs to another patient.", attribute=self._leading(keys), group=self.index
-                )
+        mine = request is None or self.patient is None or self.ctx.patient_of(request).id == self.patient.id
+        if not mine:
+            raise DuplicateKey(
+                "This order belongs to another patient.", attribute=self._leading(keys), group=self.index
+            )
         return request
 
     @staticmethod
@@ -141,11 +141,15 @@ class _Work:
             return "accession_number"
         return "placer_order_number" if keys.placer.value else "filler_order_number"
 
-    def _known(self, group: OrderGroup, request: ImagingServiceRequest | None) -> ImagingServiceRequest | None:
+    def _known(
+        self, group: OrderGroup, request: ImagingServiceRequest | None
+    ) -> ImagingServiceRequest | None:
         if request is not None:
             return request
         if self.command.policy.unknown_order == "ignore":
-            self.applied.warnings.append(f"Group {self.index + 1}: the order is not known; ignored by policy.")
+            self.applied.warnings.append(
+                f"Group {self.index + 1}: the order is not known; ignored by policy."
+            )
             return None
         raise UnknownKey(
             "No order here has this number; send the new order first.",
@@ -184,14 +188,17 @@ class _Work:
     def _make_or_change(self, group: OrderGroup, request: ImagingServiceRequest | None) -> None:
         creating = group.action in (OrderAction.NEW, OrderAction.REPLACEMENT)
         if request is None and not creating:
-            if self.command.policy.unknown_order != "create":
-                if self._known(group, request) is None:
-                    return
-            self.applied.warnings.append(f"Group {self.index + 1}: the order was not known and has been created.")
+            if self.command.policy.unknown_order != "create" and self._known(group, request) is None:
+                return
+            self.applied.warnings.append(
+                f"Group {self.index + 1}: the order was not known and has been created."
+            )
         if request is None:
             request = self._new_request(group)
         elif self._is_stale(request):
-            self.applied.warnings.append(f"Group {self.index + 1}: older than what is known; nothing was changed.")
+            self.applied.warnings.append(
+                f"Group {self.index + 1}: older than what is known; nothing was changed."
+            )
             self._touch(request)
             return
         self._update_request(request, group)
@@ -228,7 +235,9 @@ class _Work:
         policy = self.command.policy.accession_number
         number = {"placer": keys.placer, "filler": keys.filler}.get(policy, OrderNumber())
         if policy == "refuse" or (policy in ("placer", "filler") and not number.value):
-            raise Missing("The order has no accession number.", attribute="accession_number", group=self.index)
+            raise Missing(
+                "The order has no accession number.", attribute="accession_number", group=self.index
+            )
         if number.value and len(number.value) <= SH:
             request.accession_number = number.value
             request.issuer_of_accession_number = number.issuer
@@ -295,7 +304,9 @@ class _Work:
         _assign(procedure, group.procedure)
         listed = catalogue.definition(procedure.code_value)
         if not procedure.requested_procedure_description:
-            procedure.requested_procedure_description = procedure.code_meaning or (listed.name if listed else "")
+            procedure.requested_procedure_description = procedure.code_meaning or (
+                listed.name if listed else ""
+            )
         if history.keep(procedure, self.unit, procedure.request.patient_id):
             self.changed_rows.add(procedure.id)
 
@@ -360,7 +371,9 @@ class _Work:
             or plan.get("name", "")
             or procedure.requested_procedure_description
         )
-        step.minutes = int(group.step.get("minutes") or plan.get("minutes") or (listed.minutes if listed else 20))
+        step.minutes = int(
+            group.step.get("minutes") or plan.get("minutes") or (listed.minutes if listed else 20)
+        )
         _give_stations(step)
         step.status = group.status if group.status in StepStatus.values else StepStatus.SCHEDULED
         self.ctx.add_step(step)
@@ -368,11 +381,18 @@ class _Work:
         self._keep_step(step, procedure)
         self.moves.append((step, ""))
 
-    def _update_step(self, step: ScheduledProcedureStep, procedure: RequestedProcedure, group: OrderGroup) -> None:
+    def _update_step(
+        self, step: ScheduledProcedureStep, procedure: RequestedProcedure, group: OrderGroup
+    ) -> None:
         self.claimed.add(step.id)
         step.procedure = procedure
         wanted = group.keys.scheduled_procedure_step_id
-        if wanted and len(wanted) <= SH and _made(step) and not step.made.get("sender_scheduled_procedure_step_id"):
+        if (
+            wanted
+            and len(wanted) <= SH
+            and _made(step)
+            and not step.made.get("sender_scheduled_procedure_step_id")
+        ):
             step.scheduled_procedure_step_id = wanted
             step.made = {}
         _assign(step, group.step)
@@ -447,7 +467,9 @@ class _Work:
     ) -> list[tuple[RequestedProcedure, ScheduledProcedureStep]]:
         """The steps under the group's narrowest key: its step, its procedure, its order number, else all."""
         keys, procedures = group.keys, self.ctx.procedures[request.id]
-        narrow = [p for p in procedures if _is_narrow(p, keys)] or [p for p in procedures if _is_procedure(p, keys)]
+        narrow = [p for p in procedures if _is_narrow(p, keys)] or [
+            p for p in procedures if _is_procedure(p, keys)
+        ]
         pairs = [(p, s) for p in narrow or procedures for s in self.ctx.steps[p.id]]
         if keys.scheduled_procedure_step_id:
             own = [(p, s) for p, s in pairs if _has_id(s, "scheduled_procedure_step_id", keys)]
@@ -557,7 +579,11 @@ def _has_id(row: Any, name: str, keys: OrderKeys) -> bool:
 
 
 def _same_number(number: OrderNumber, value: str, issuer: str) -> bool:
-    return bool(number.value) and number.value == value and (number.issuer == issuer or "" in (number.issuer, issuer))
+    return (
+        bool(number.value)
+        and number.value == value
+        and (number.issuer == issuer or "" in (number.issuer, issuer))
+    )
 
 
 def _is_procedure(procedure: RequestedProcedure, keys: OrderKeys) -> bool:

@@ -102,11 +102,15 @@ def find(identifiers: tuple[Identifier, ...], ctx: Context, applied: Applied) ->
         if patient is None or patient in found:
             continue
         if position and _contradicts(identifiers[0], patient, ctx):
-            applied.warnings.append(f"Identifier {position + 1} belongs to a patient with another first identifier.")
+            applied.warnings.append(
+                f"Identifier {position + 1} belongs to a patient with another first identifier."
+            )
             continue
         found.append(patient)
     if len(found) > 1 and _by_identifier(identifiers[0], ctx) is None:
-        raise DuplicateKey("The identifiers belong to different patients; merge them first.", attribute="patient_id")
+        raise DuplicateKey(
+            "The identifiers belong to different patients; merge them first.", attribute="patient_id"
+        )
     if len(found) > 1:
         applied.warnings.append("The identifiers belong to different patients; the first one was followed.")
     return found[0] if found else None
@@ -304,7 +308,9 @@ def _refuse_same_identifier(command: MergePatients) -> None:
         raise Missing("The merge names no prior identifier.", attribute="prior_patient_id")
     for prior in command.prior:
         for kept in command.survivor.identifiers:
-            if prior.value == kept.value and set(authorities.matching(prior)) == set(authorities.matching(kept)):
+            if prior.value == kept.value and set(authorities.matching(prior)) == set(
+                authorities.matching(kept)
+            ):
                 raise DuplicateKey(
                     "Prior and surviving identifier are the same; nothing can be merged.",
                     attribute="prior_patient_id",
@@ -344,7 +350,9 @@ def retire(survivor: Patient, retired: Patient, ctx: Context, unit: Unit) -> Pat
         request.patient_id = survivor.id
         history.keep(request, unit, survivor.id)
         moved["imagingservicerequest"].append(str(request.id))
-    taken = set(Visit.objects.filter(patient_id=survivor.id).values_list("admission_id", "issuer_of_admission_id"))
+    taken = set(
+        Visit.objects.filter(patient_id=survivor.id).values_list("admission_id", "issuer_of_admission_id")
+    )
     for visit in Visit.objects.filter(patient_id=retired.id):
         if (visit.admission_id, visit.issuer_of_admission_id) in taken:
             continue
@@ -401,7 +409,8 @@ def unmerge(merge_id: UUID, unit: Unit) -> PatientMerge:
     for identifier in ctx.identifiers[retired.id]:
         identifier.status = PatientIdentifier.Status.CURRENT
         history.keep(identifier, unit, retired.id)
-    for model in (ImagingServiceRequest, Visit, PerformedProcedureStep):
+    models: tuple[Any, ...] = (ImagingServiceRequest, Visit, PerformedProcedureStep)
+    for model in models:
         ids = row.moved.get(model._meta.model_name or "", [])
         for thing in model.objects.filter(pk__in=ids, patient_id=survivor.id):
             thing.patient_id = retired.id
@@ -431,7 +440,9 @@ def change_identifier(command: ChangeIdentifier, unit: Unit) -> Applied:
         settle(command.patient, ctx, unit, applied)
         return applied
     if owner is not None:
-        raise DuplicateKey("The new identifier is another patient's; merge them instead.", attribute="patient_id")
+        raise DuplicateKey(
+            "The new identifier is another patient's; merge them instead.", attribute="patient_id"
+        )
     row = _own_identifier(command.prior, patient, ctx)
     assert row is not None
     replacement = PatientIdentifier(

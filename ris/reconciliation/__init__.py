@@ -1,0 +1,1 @@
+"""Finding out which study belongs to which order: evidence, matching, cases."""
