@@ -91,3 +91,12 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
     """pytest-django's hook before it makes the test database: the server must run by then."""
     _session_cluster.start()
     yield
+
+
+@pytest.fixture(autouse=True)
+def forget_what_processes_remember() -> None:
+    """Rows that a process keeps in memory do not survive a test's rollback."""
+    from ris.services import authorities, catalogue
+
+    authorities.forget()
+    catalogue.forget()
