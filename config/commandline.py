@@ -7,9 +7,10 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-# `serve` looks after the database itself; the others here never speak to it.
+# `serve` looks after the database itself, `demo` runs `serve`; the others here never speak to it.
 WITHOUT_DATABASE = {
     "serve",
+    "demo",
     "help",
     "version",
     "check",

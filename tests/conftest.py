@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine import Engine
 from tests.peer_programs import PEERS, find
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -100,3 +101,25 @@ def forget_what_processes_remember() -> None:
 
     authorities.forget()
     catalogue.forget()
+
+
+# -- a whole engine
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """A real `serve` with every process, fresh for this test (about 4 s); not started yet: `engine.start()`."""
+    one = Engine()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def live_engine() -> Iterator[Engine]:
+    """A real `serve` with every process, started once for the tests of a module."""
+    one = Engine()
+    try:
+        one.start()
+        yield one
+    finally:
+        one.close()

@@ -200,7 +200,10 @@ def test_a_postgresql_of_the_machine_can_stand_in(data_dir: Path, monkeypatch: p
 
 def test_a_folder_without_postgresql_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERLY_POSTGRES_BIN", "/nowhere")
-    with pytest.raises(PostgresError, match="ORDERLY_POSTGRES_BIN names /nowhere"), Cluster(data_dir).running():
+    with (
+        pytest.raises(PostgresError, match="ORDERLY_POSTGRES_BIN names /nowhere"),
+        Cluster(data_dir).running(),
+    ):
         pass
 
 
@@ -241,7 +244,10 @@ class TestAsRoot:
         made.mkdir(parents=True)
         (made / "PG_VERSION").write_text("18\n")
         os.chown(made, pwd.getpwnam("nobody").pw_uid, -1)
-        with pytest.raises(PostgresError, match="belongs to the user nobody"), Cluster(places / "one").running():
+        with (
+            pytest.raises(PostgresError, match="belongs to the user nobody"),
+            Cluster(places / "one").running(),
+        ):
             pass
 
 

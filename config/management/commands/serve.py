@@ -16,7 +16,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
-from common.process import run_file
+from common.process import die_with_parent, run_file
 from config.doors import DOORS, DoorTaken, open_doors, port_of
 from config.postgres import Cluster, PostgresError, check_server
 from config.processes import TABLE
@@ -43,6 +43,8 @@ class Command(BaseCommand):
         parser.add_argument("--site", type=Path, metavar="FILE", help="a site.toml to load at the start")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if os.environ.pop("ORDERLY_DIE_WITH_PARENT", None):
+            die_with_parent()
         lock = _only_one(settings.DATA_DIR)
         try:
             self._serve(options)
