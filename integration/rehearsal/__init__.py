@@ -1,0 +1,1 @@
+"""The world around us, played over real sockets: a HIS, scanners, a radiologist."""
