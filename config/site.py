@@ -22,9 +22,12 @@ from django.db import models, transaction
 
 from common.models import Site
 from common.uids import is_uid
+from integration import destinations, sources
 from integration.models import Destination, Source
 from pacs.models import ApplicationEntity
 from ris.models import ProcedureDefinition, Station
+
+LONGEST_UID_ROOT = 24  # 39 digits of a random number and a dot follow it, of 64 characters
 
 
 class SiteError(ValueError):
@@ -35,7 +38,8 @@ class SiteError(ValueError):
 class Section:
     """How one kind of table of site.toml becomes rows: key → (attribute, kind), and the natural key.
 
-    `rest` names the JSON attribute that takes every key of `rest_keys()`.
+    `rest` names the JSON attribute that takes every key of `rest_keys()`; `check` looks at what it got and
+    raises an error with the `key` at fault.
     """
 
     model: type[models.Model]
@@ -44,35 +48,61 @@ class Section:
     rest: str = ""
     rest_keys: Callable[[], frozenset[str]] = frozenset
     required: tuple[str, ...] = ()
-
-
-def _profile_keys() -> frozenset[str]:
-    """The keys of a source's profile, as the HL7 door knows them."""
-    return _keys_of("integration.sources", "PROFILE_KEYS")
-
-
-def _destination_keys() -> frozenset[str]:
-    """The settings of a destination, as the sender knows them."""
-    return _keys_of("integration.destinations", "SETTING_KEYS")
+    check: Callable[[dict[str, Any]], None] = lambda rest: None
 
 
 def _ae_keys() -> frozenset[str]:
     """The settings of a DICOM peer, as the archive and the worklist know them."""
-    return _keys_of("pacs.peers", "SETTING_KEYS") | _keys_of("worklist.peers", "SETTING_KEYS")
+    return _keys_of("pacs.peers") | _keys_of("worklist.peers")
 
 
-def _keys_of(module: str, table: str) -> frozenset[str]:
+def _keys_of(module: str) -> frozenset[str]:
     try:
-        return frozenset(getattr(import_module(module), table))
+        return frozenset(import_module(module).SETTING_KEYS)
     except ModuleNotFoundError:
         return frozenset()
 
 
-SITE_SETTINGS = frozenset(
-    {"alert_mail", "alert_webhook", "alert_after_minutes", "quiet_seconds", "work_list_url"}
-)
+def _check_destination(rest: dict[str, Any]) -> None:
+    for key, value in rest.items():
+        default = destinations.described()[key].default
+        number = isinstance(default, float) and type(value) is int
+        if type(value) is not type(default) and not number:
+            raise KeyFault(key, f"must be {_KINDS[type(default)]}")
+
+
+class KeyFault(ValueError):
+    """A value that a room does not take; `key` is at fault."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(f"{key}: {text}")
+        self.key = key
+
+
+_KINDS = {
+    str: "text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list in [ ]",
+    dict: "a table in { }",
+}
+# Read by integration/sweeper.py (alert_…) and pacs/indexing.py.
+SITE_SETTINGS = frozenset({"alert_mail", "alert_webhook", "alert_after_minutes", "quiet_seconds"})
 
 SECTIONS = {
+    "site": Section(
+        Site,
+        (),
+        {
+            "name": ("name", str),
+            "timezone": ("timezone", str),
+            "live": ("live", bool),
+            "uid_root": ("uid_root", str),
+        },
+        rest="settings",
+        rest_keys=lambda: SITE_SETTINGS,
+    ),
     "source": Section(
         Source,
         ("name",),
@@ -84,8 +114,9 @@ SECTIONS = {
             "enabled": ("enabled", bool),
         },
         rest="profile",
-        rest_keys=_profile_keys,
+        rest_keys=lambda: sources.PROFILE_KEYS,
         required=("name",),
+        check=sources.check,
     ),
     "destination": Section(
         Destination,
@@ -101,8 +132,9 @@ SECTIONS = {
             "enabled": ("enabled", bool),
         },
         rest="settings",
-        rest_keys=_destination_keys,
+        rest_keys=lambda: destinations.SETTING_KEYS,
         required=("name",),
+        check=_check_destination,
     ),
     "ae": Section(
         ApplicationEntity,
@@ -145,7 +177,6 @@ SECTIONS = {
         required=("code", "name"),
     ),
 }
-SITE_KEYS = {"name": str, "timezone": str, "live": bool, "uid_root": str, "settings": dict}
 
 
 # -------------------------------------------------------------------------------------------------- load
@@ -177,21 +208,30 @@ def load(path: Path) -> dict[str, Loaded]:
     """Bring the database to what the file says, all or nothing. Raises SiteError."""
     file = _read(path)
     for name in file.content:
-        if name != "site" and name not in SECTIONS:
-            known = ", ".join(["[site]", *(f"[[{one}]]" for one in SECTIONS)])
+        if name not in SECTIONS:
+            known = ", ".join("[site]" if one == "site" else f"[[{one}]]" for one in SECTIONS)
             raise file.error(name, 0, "", f"unknown section {name!r}; there are {known}")
     done: dict[str, Loaded] = {}
     with transaction.atomic():
-        if "site" in file.content:
-            done["site"] = _load_site(file)
         for name, section in SECTIONS.items():
-            tables = file.content.get(name, [])
-            if not isinstance(tables, list):
-                raise file.error(name, 0, "", f"write [[{name}]] with two brackets: there may be several")
-            for number, table in enumerate(tables):
-                _load_row(file, name, section, number, table, done.setdefault(name, Loaded()))
+            if name in file.content:
+                done[name] = Loaded()
+                for number, table in enumerate(_tables(file, name)):
+                    _load_row(file, name, section, number, table, done[name])
     write_site_file()
     return done
+
+
+def _tables(file: _File, name: str) -> list[dict[str, Any]]:
+    found = file.content[name]
+    if name == "site":
+        if not isinstance(found, dict):
+            raise file.error(name, 0, "", "write [site] with one bracket: there is one site")
+        _check_site(file, found)
+        return [found]
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise file.error(name, 0, "", f"write [[{name}]] with two brackets: there may be several")
+    return found
 
 
 def _read(path: Path) -> _File:
@@ -219,86 +259,69 @@ def _places(text: str) -> Iterator[tuple[tuple[str, int, str], int]]:
             yield (section or key.group(1), number, key.group(1) if section else ""), line
 
 
-def _load_site(file: _File) -> Loaded:
-    table = file.content["site"]
-    if not isinstance(table, dict):
-        raise file.error("site", 0, "", "write [site] with one bracket: there is one site")
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in SITE_KEYS:
-            known = ", ".join(SITE_KEYS)
-            raise file.error("site", 0, key, f"unknown key {key!r} in [site]; there are {known}")
-        values[key] = _checked(file, "site", 0, key, value, SITE_KEYS[key])
-    for key in values.get("settings", {}):
-        if key not in SITE_SETTINGS:
-            known = ", ".join(sorted(SITE_SETTINGS))
-            raise file.error("site", 0, key, f"unknown key {key!r} in [site.settings]; there are {known}")
+def _check_site(file: _File, table: dict[str, Any]) -> None:
     try:
-        ZoneInfo(values.get("timezone", "UTC"))
-    except (ZoneInfoNotFoundError, ValueError):
-        raise file.error(
-            "site",
-            0,
-            "timezone",
-            f"there is no time zone {values['timezone']!r}; write it like Europe/Berlin",
-        ) from None
-    if (root := values.get("uid_root")) and not (is_uid(root) and len(root) <= 24):
-        raise file.error("site", 0, "uid_root", "uid_root must be a UID of at most 24 characters")
-    return _stored(file, "site", 0, Site.objects.filter(pk=1).first() or Site(pk=1), values, Loaded())
+        ZoneInfo(str(table.get("timezone", "UTC")))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        text = f"there is no time zone {table['timezone']!r}; write it like Europe/Berlin"
+        raise file.error("site", 0, "timezone", text) from None
+    root = str(table.get("uid_root", ""))
+    if root and not (is_uid(root) and len(root) <= LONGEST_UID_ROOT):
+        text = f"uid_root must be a UID of at most {LONGEST_UID_ROOT} characters"
+        raise file.error("site", 0, "uid_root", text)
 
 
 def _load_row(
     file: _File, name: str, section: Section, number: int, table: dict[str, Any], done: Loaded
-) -> Loaded:
+) -> None:
     for key in section.required:
         if key not in table:
             raise file.error(name, number, "", f"[[{name}]] needs a {key}")
     values: dict[str, Any] = {}
     rest: dict[str, Any] = {}
+    others = section.rest_keys()
     for key, value in table.items():
         if key in section.keys:
             attribute, kind = section.keys[key]
-            values[attribute] = _checked(file, name, number, key, value, kind)
-        elif key in (others := section.rest_keys()):
+            if type(value) is not kind:
+                raise file.error(name, number, key, f"{key} must be {_KINDS[kind]}")
+            values[attribute] = value
+        elif key in others:
             rest[key] = value
         else:
             known = ", ".join([*section.keys, *sorted(others)])
-            raise file.error(name, number, key, f"unknown key {key!r} in [[{name}]]; there are {known}")
+            raise file.error(name, number, key, f"unknown key {key!r} in {name}; there are {known}")
     if section.rest:
+        try:
+            section.check(rest)
+        except (KeyFault, sources.ProfileError) as trouble:
+            raise file.error(name, number, trouble.key, str(trouble)) from None
         values[section.rest] = rest
-    natural = {attribute: values.get(attribute, "") for attribute in section.natural}
+    natural = {attribute: values.get(attribute, "") for attribute in section.natural} or {"pk": 1}
     row = section.model._default_manager.filter(**natural).first() or section.model(**natural)
-    return _stored(file, name, number, row, values, done)
+    _store(file, name, number, row, values, done)
 
 
-def _checked(file: _File, section: str, number: int, key: str, value: Any, kind: type) -> Any:
-    if type(value) is kind:
-        return value
-    words = {str: "text in quotes", int: "a number", bool: "true or false", list: "a list", dict: "a table"}
-    raise file.error(section, number, key, f"{key} in {section} must be {words[kind]}")
-
-
-def _stored(
+def _store(
     file: _File, section: str, number: int, row: models.Model, values: dict[str, Any], done: Loaded
-) -> Loaded:
+) -> None:
     new = row._state.adding
-    changed = new or any(getattr(row, attribute) != value for attribute, value in values.items())
-    if not changed:
+    if not new and all(getattr(row, attribute) == value for attribute, value in values.items()):
         done.unchanged += 1
-        return done
+        return
+    if isinstance(row, Source) and not new and row.profile != values["profile"]:
+        row.version += 1
     for attribute, value in values.items():
         setattr(row, attribute, value)
-    if isinstance(row, Source) and not new:
-        row.version += 1
     try:
         row.full_clean(validate_unique=False, validate_constraints=False)
     except ValidationError as trouble:
         attribute, texts = next(iter(trouble.message_dict.items()))
-        raise file.error(section, number, attribute, f"{attribute} in {section}: {texts[0]}") from None
+        key = {made: key for key, (made, _) in SECTIONS[section].keys.items()}.get(attribute, attribute)
+        raise file.error(section, number, key, f"{key}: {texts[0]}") from None
     row.save()
     done.created += new
     done.changed += not new
-    return done
 
 
 # -------------------------------------------------------------------------------------------------- dump
@@ -306,22 +329,21 @@ def _stored(
 
 def dump() -> str:
     """The site as TOML that `load` reads back to the same rows; a rehearsal's own rows are left out."""
-    site = Site.objects.filter(pk=1).first() or Site(pk=1)
-    parts = [_table("[site]", {key: getattr(site, key) for key in SITE_KEYS})]
+    parts = []
     for name, section in SECTIONS.items():
         rows = section.model._default_manager.order_by(*section.natural)
-        if any(f.name == "temporary" for f in section.model._meta.get_fields()):
+        if any(one.name == "temporary" for one in section.model._meta.get_fields()):
             rows = rows.filter(temporary=False)
         for row in rows:
             values = {key: getattr(row, attribute) for key, (attribute, _) in section.keys.items()}
             if section.rest:
                 values |= getattr(row, section.rest)
-            parts.append(_table(f"[[{name}]]", values))
+            parts.append(_table("[site]" if name == "site" else f"[[{name}]]", values))
     return "\n".join(parts)
 
 
 def _table(header: str, values: dict[str, Any]) -> str:
-    kept = {key: value for key, value in values.items() if value not in (None, "", [], {})}
+    kept = {key: value for key, value in values.items() if value is not None and value != ""}
     return "\n".join([header, *(f"{_key(key)} = {_toml(value)}" for key, value in kept.items())]) + "\n"
 
 
