@@ -54,6 +54,11 @@ ORDERLY_DICOM_PORT = int(os.environ.get("ORDERLY_DICOM_PORT", "11112"))
 ORDERLY_DICOM_TLS_PORT = int(os.environ.get("ORDERLY_DICOM_TLS_PORT", "2762"))
 ORDERLY_AE_TITLE = os.environ.get("ORDERLY_AE_TITLE", "ORDERLY")
 ORDERLY_UID_ROOT = os.environ.get("ORDERLY_UID_ROOT", SITE.get("uid_root", ""))
+# Who rings for the workers: our own database, or redis://…, amqp://…; nothing but speed depends on it.
+ORDERLY_BROKER = os.environ.get("ORDERLY_BROKER", "postgres")
+ORDERLY_WORKER_THREADS = int(os.environ.get("ORDERLY_WORKER_THREADS", "8"))
+# How others reach us, in what we tell them (FHIR Endpoint); empty: the address we listen on.
+ORDERLY_PUBLIC_URL = os.environ.get("ORDERLY_PUBLIC_URL", "").rstrip("/")
 # The TLS doors are off without a certificate (PEM files).
 ORDERLY_TLS_CERTIFICATE = os.environ.get("ORDERLY_TLS_CERTIFICATE", "")
 ORDERLY_TLS_KEY = os.environ.get("ORDERLY_TLS_KEY", "")

@@ -6,3 +6,9 @@ from django.apps import AppConfig
 class IntegrationConfig(AppConfig):
     name = "integration"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Say who hears what, before anything can happen."""
+        from integration import wiring
+
+        wiring.wire()

@@ -2,6 +2,7 @@
 
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
+from django.core.exceptions import ValidationError
 from django.db import models
 
 
@@ -25,6 +26,15 @@ class Source(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Refuse a profile that cannot be used, naming its key."""
+        from integration.sources import ProfileError, check
+
+        try:
+            check(self.profile)
+        except ProfileError as error:
+            raise ValidationError({"profile": str(error)}) from None
 
 
 class Destination(models.Model):
@@ -172,6 +182,7 @@ class OutboxItem(models.Model):
             models.Index(
                 fields=["destination", "lane", "id"], name="outbox_queued", condition=models.Q(state="queued")
             ),
+            models.Index(fields=["destination", "id"], name="outbox_next", condition=models.Q(state="queued")),
             models.Index(fields=["state", "created_at"]),
             models.Index(fields=["subject"]),
         ]

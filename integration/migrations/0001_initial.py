@@ -163,6 +163,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='outboxitem',
+            index=models.Index(condition=models.Q(('state', 'queued')), fields=['destination', 'id'], name='outbox_next'),
+        ),
+        migrations.AddIndex(
+            model_name='outboxitem',
             index=models.Index(fields=['state', 'created_at'], name='integration_state_4ea800_idx'),
         ),
         migrations.AddIndex(

@@ -1,0 +1,61 @@
+"""Who hears what: the one page. Handlers run in the publisher's transaction and only add rows of their own room.
+
+The hearers of an event are called in the order in which they stand here.
+"""
+
+from importlib import import_module
+
+from common.events import Handler, subscribe
+from integration import outbox
+from pacs.events import StudyOverlaid, StudySettled
+from ris.events import (
+    OrderChanged,
+    PatientChanged,
+    PatientsMerged,
+    ReportSigned,
+    StepMoved,
+    StudyGrew,
+    StudyMatched,
+)
+from ris.reconciliation import cases
+
+
+def page() -> dict[type, tuple[Handler, ...]]:
+    """Event → its hearers."""
+    return {
+        # A study is quiet: match it, or open a case.
+        StudySettled: (cases.on_study_settled,),
+        # Orders and patients change: the worklist follows at once, studies are corrected, mirrors are told.
+        OrderChanged: (*_worklist("on_order_changed"), outbox.on_order_changed),
+        PatientChanged: (
+            *_worklist("on_patient_changed"),
+            cases.on_patient_changed,
+            outbox.on_patient_changed,
+        ),
+        PatientsMerged: (
+            *_worklist("on_patients_merged"),
+            cases.on_patients_merged,
+            outbox.on_patients_merged,
+        ),
+        # Work is done: the HIS hears of it.
+        StepMoved: (*_worklist("on_step_moved"), outbox.on_step_moved),
+        # Studies and reports: results to the HIS, the mirror to FHIR servers.
+        StudyMatched: (outbox.on_study_matched,),
+        StudyGrew: (outbox.on_study_grew,),
+        StudyOverlaid: (outbox.on_study_overlaid,),
+        ReportSigned: (outbox.on_report_signed,),
+    }
+
+
+def wire() -> None:
+    """Subscribe every hearer on the page; called once, when the application is ready."""
+    for event, hearers in page().items():
+        for hearer in hearers:
+            subscribe(event, hearer)
+
+
+def _worklist(name: str) -> tuple[Handler, ...]:
+    try:
+        return (getattr(import_module("worklist.projection"), name),)
+    except (ModuleNotFoundError, AttributeError):  # the room is being built
+        return ()
