@@ -72,6 +72,8 @@ def correct(study: Study, attributes: Attributes, unit: Unit) -> bool:
     Publishes StudyOverlaid and returns True when anything changed. Raises NotCorrectable.
     """
     check(attributes)
+    if unit.pending(Study) or unit.pending(Overlay):
+        unit.flush()
     study.refresh_from_db(from_queryset=Study.objects.select_for_update())
     before = Overlay.objects.filter(study=study).first()
     wanted = {key: value for key, value in attributes.items() if value != received(study, key)}

@@ -23,6 +23,7 @@ import threading
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -89,7 +90,17 @@ class Picture:
 
 def render(picture: Picture) -> bytes:
     """The encoded picture. Waits for a free child and for the frame, both bounded. Raises RenderingError."""
-    return _pool().render(picture)
+    return _pool().ask({"task": "picture", **asdict(picture)})
+
+
+def native_frame(path: str, frame: int) -> bytes:
+    """A frame decoded to native pixels, little endian, colour as RGB by pixel. Raises RenderingError."""
+    return _pool().ask({"task": "native", "path": path, "frame": frame})
+
+
+def decompressed(path: str) -> bytes:
+    """The object as a Part 10 file in Explicit VR Little Endian, pixels decoded. Raises RenderingError."""
+    return _pool().ask({"task": "decompress", "path": path})
 
 
 class _Child:
@@ -158,7 +169,7 @@ class _Pool:
             self.places.put(None)
         self.running: set[_Child] = set()
 
-    def render(self, picture: Picture) -> bytes:
+    def ask(self, request: dict[str, Any]) -> bytes:
         try:
             child = self.places.get(timeout=WAIT_SECONDS)
         except queue.Empty:
@@ -169,8 +180,8 @@ class _Pool:
                     self._drop(child)
                 child = _Child()
                 self.running.add(child)
-            request = json.dumps(asdict(picture)).encode() + b"\n"
-            head, body = child.ask(request, time.monotonic() + SECONDS)
+            line = json.dumps(request).encode() + b"\n"
+            head, body = child.ask(line, time.monotonic() + SECONDS)
         except BaseException as error:
             if child is not None:
                 self._drop(child)
@@ -230,18 +241,11 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for line in sys.stdin.buffer:
         wanted = json.loads(line)
-        window = wanted.pop("window")
-        viewport = wanted.pop("viewport")
-        picture = Picture(
-            **wanted,
-            window=Window(**window) if window else None,
-            viewport=(viewport[0], viewport[1]) if viewport else None,
-        )
         signal.alarm(int(SECONDS) + 5)
         reason = detail = ""
         body = b""
         try:
-            body = make(picture)
+            body = _TASKS[wanted.pop("task")](**wanted)
         except RenderingError as error:
             reason, detail = error.reason, error.detail
         except MemoryError:
@@ -254,6 +258,77 @@ def main() -> None:
         head = json.dumps({"reason": reason, "detail": detail, "length": len(body)}).encode()
         answers.write(len(head).to_bytes(4) + head + body)
         answers.flush()
+
+
+def _picture(window: dict[str, Any] | None, viewport: list[int] | None, **rest: Any) -> bytes:
+    return make(
+        Picture(
+            **rest,
+            window=Window(**window) if window else None,
+            viewport=(viewport[0], viewport[1]) if viewport else None,
+        )
+    )
+
+
+def _native(path: str, frame: int) -> bytes:
+    from pydicom import dcmread
+
+    ds = dcmread(path, stop_before_pixels=True)
+    frames = _count_of_frames(ds)
+    if not 1 <= frame <= frames:
+        raise RenderingError("no_such_frame", f"the object has frames 1 to {frames}")
+    pixels = _decode(path, ds, frame - 1)
+    return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _decompress(path: str) -> bytes:
+    from pydicom import dcmread, dcmwrite
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+    ds = dcmread(path)
+    if "PixelData" in ds:
+        _count_of_frames(ds)
+    syntax = ds.file_meta.TransferSyntaxUID
+    if "PixelData" in ds and syntax == _DEFLATED_FRAMES:
+        ds.PixelData = _inflated_frames(ds)
+    elif "PixelData" in ds and syntax == ExplicitVRBigEndian:
+        ds.PixelData = _swapped(ds)
+    elif syntax.is_encapsulated:
+        ds.decompress(generate_instance_uid=False)
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, enforce_file_format=True, implicit_vr=False, little_endian=True)
+    return buffer.getvalue()
+
+
+def _inflated_frames(ds: Dataset) -> bytes:
+    """All frames of Deflated Image Frame Compression as native pixels."""
+    from pydicom.encaps import generate_frames
+
+    count = int(ds.get("NumberOfFrames") or 1)
+    if ds.BitsAllocated == 1 and ds.Rows * ds.Columns % 8:
+        raise RenderingError("no_decoder", "frames of single bits that end within a byte are not joined")
+    frames = generate_frames(ds.PixelData, number_of_frames=count)
+    whole = b"".join(
+        zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, MAX_FRAME_BYTES) for frame in frames
+    )
+    return whole + b"\0" * (len(whole) % 2)
+
+
+def _swapped(ds: Dataset) -> bytes:
+    """Native pixels of Explicit VR Big Endian with their words turned (PS3.5 7.3)."""
+    import numpy as np
+
+    width = 2 if ds["PixelData"].VR == "OW" and ds.BitsAllocated <= 16 else max(1, ds.BitsAllocated // 8)
+    raw = ds.PixelData[: len(ds.PixelData) // width * width]
+    return bytes(np.frombuffer(raw, f">u{width}").astype(f"<u{width}").tobytes())
+
+
+_TASKS: dict[str, Callable[..., bytes]] = {
+    "picture": _picture,
+    "native": _native,
+    "decompress": _decompress,
+}
 
 
 def make(picture: Picture) -> bytes:
