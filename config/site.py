@@ -151,7 +151,7 @@ SECTIONS = {
         },
         rest="settings",
         rest_keys=_ae_keys,
-        required=("title",),
+        required=("title", "services"),
     ),
     "station": Section(
         Station,

@@ -123,11 +123,11 @@ def test_a_dump_leaves_a_rehearsals_own_rows_out(write: Any) -> None:
     [
         ('[site]\nname = "x"\ncolour = "red"\n', 3, "unknown key 'colour'"),
         (
-            '[site]\nname = "x"\n\n[[ae]]\ntitle = "A"\n\n[[ae]]\ntitle = "B"\nport = "104"\n',
-            9,
+            '[[ae]]\ntitle = "A"\nservices = ["echo"]\n\n[[ae]]\ntitle = "B"\nservices = ["echo"]\nport = "104"\n',
+            8,
             "port must be a whole",
         ),
-        ('[[ae]]\ntitle = "A"\n[[ae]]\nhost = "b"\n', 3, "needs a title"),
+        ('[[ae]]\ntitle = "A"\nservices = ["echo"]\n[[ae]]\nhost = "b"\n', 4, "needs a title"),
         ('[[scanner]]\nname = "x"\n', 1, "unknown section 'scanner'"),
         ('[[source]]\nname = "x"\nacession_number = "OBR-18"\n', 3, "unknown key 'acession_number'"),
         ('[[source]]\nname = "x"\npolicy = "maybe"\n', 3, "must be one of applied, stored"),
@@ -135,7 +135,7 @@ def test_a_dump_leaves_a_rehearsals_own_rows_out(write: Any) -> None:
         ('[site]\n\ntimezone = "Europe/Nowhere"\n', 3, "no time zone 'Europe/Nowhere'"),
         ('[site]\nuid_root = "1.02"\n', 2, "uid_root must be a UID"),
         ('[station]\nname = "x"\n', 1, "two brackets"),
-        ('[[ae]]\ntitle = "MUCH_TOO_LONG_A_TITLE"\n', 2, "at most 16 characters"),
+        ('[[ae]]\ntitle = "MUCH_TOO_LONG_A_TITLE"\nservices = ["echo"]\n', 2, "at most 16 characters"),
     ],
 )
 def test_a_mistake_names_its_line_and_changes_nothing(write: Any, text: str, line: int, says: str) -> None:

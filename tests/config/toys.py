@@ -1,4 +1,4 @@
-"""Toy processes for the supervisor's tests. `python -m tests.config.toys NAME` runs one as a child."""
+"""Toy processes and peers. `python -m tests.config.toys NAME` runs one as a child."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from common.process import Context, context_from_environment, die_with_parent
 
@@ -61,6 +63,22 @@ def forking(ctx: Context) -> None:
         os._exit(0)
     ctx.ready()
     ctx.stopping.wait()
+
+
+@contextmanager
+def echo_scp() -> Iterator[int]:
+    """A DICOM peer (pynetdicom's own server) that answers C-ECHO; its port."""
+    from pynetdicom import AE
+    from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+    ae = AE(ae_title="GOOD")
+    ae.add_supported_context(Verification)
+    server = ae.start_server(("127.0.0.1", 0), block=False)
+    assert server is not None
+    try:
+        yield server.socket.getsockname()[1]
+    finally:
+        server.shutdown()
 
 
 if __name__ == "__main__":
