@@ -82,7 +82,7 @@ def install(requirements):
     )
     command = [*base, "install", "--disable-pip-version-check", "--no-input", "-r", requirements]
     pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
-    for line in pip.stdout:
+    for line in pip.stdout or ():
         said.append(line)
         if line.startswith(("Collecting ", "Requirement already satisfied: ")):
             seen += 1
