@@ -113,6 +113,7 @@ def database_settings(data_dir: Path, url: str | None, *, pool_size: int) -> dic
         run = run_dir_of(home_of(data_dir))
         found = {"NAME": DATABASE, "USER": ROLE, "HOST": str(run), "PORT": str(PORT), "OPTIONS": {}}
     options = found["OPTIONS"]
+    options.setdefault("prepare_threshold", 5)  # the hot paths' statements only: common.store.prepared
     options.setdefault("connect_timeout", 5)
     options.setdefault("application_name", "orderly " + os.environ.get("ORDERLY_PROCESS", "command"))
     if pool_size:

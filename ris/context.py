@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db import connection, models
+from django.db import models
 
-from common.store import hydrate
+from common.store import hydrate, prepared
 from ris.models import (
     ImagingServiceRequest,
     Patient,
@@ -23,19 +23,19 @@ M = TypeVar("M", bound=models.Model)
 _QUERY = """
 WITH RECURSIVE wanted AS (
     SELECT id FROM ris_imagingservicerequest
-    WHERE accession_number <> '' AND accession_number = ANY(%(accessions)s)
-    UNION SELECT id FROM ris_imagingservicerequest WHERE placer_order_number = ANY(%(placers)s)
-    UNION SELECT id FROM ris_imagingservicerequest WHERE filler_order_number = ANY(%(fillers)s)
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE study_instance_uid = ANY(%(studies)s)
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE placer_order_number = ANY(%(placers)s)
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE filler_order_number = ANY(%(fillers)s)
+    WHERE accession_number <> '' AND accession_number = ANY(%(accessions)s::text[])
+    UNION SELECT id FROM ris_imagingservicerequest WHERE placer_order_number = ANY(%(placers)s::text[])
+    UNION SELECT id FROM ris_imagingservicerequest WHERE filler_order_number = ANY(%(fillers)s::text[])
+    UNION SELECT request_id FROM ris_requestedprocedure WHERE study_instance_uid = ANY(%(studies)s::text[])
+    UNION SELECT request_id FROM ris_requestedprocedure WHERE placer_order_number = ANY(%(placers)s::text[])
+    UNION SELECT request_id FROM ris_requestedprocedure WHERE filler_order_number = ANY(%(fillers)s::text[])
     UNION SELECT request_id FROM ris_requestedprocedure WHERE id = ANY(%(procedures)s::uuid[])
     UNION SELECT unnest(%(requests)s::uuid[])
 ), reached AS (
     SELECT r.* FROM ris_imagingservicerequest r JOIN wanted USING (id)
 ), people AS (
     SELECT p.* FROM ris_patient p WHERE p.id IN (
-        SELECT i.patient_id FROM ris_patientidentifier i WHERE i.value = ANY(%(values)s)
+        SELECT i.patient_id FROM ris_patientidentifier i WHERE i.value = ANY(%(values)s::text[])
         UNION SELECT patient_id FROM reached
         UNION SELECT unnest(%(patients)s::uuid[]))
     UNION
@@ -48,7 +48,7 @@ SELECT jsonb_build_object(
     'identifiers', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_patientidentifier t
                     WHERE t.patient_id IN (SELECT id FROM people)),
     'visits', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_visit t
-               WHERE t.patient_id IN (SELECT id FROM people) AND (t.admission_id = ANY(%(admissions)s)
+               WHERE t.patient_id IN (SELECT id FROM people) AND (t.admission_id = ANY(%(admissions)s::text[])
                OR t.id IN (SELECT visit_id FROM reached))),
     'requests', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at) FROM reached t),
     'procedures', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id) FROM doing t),
@@ -136,10 +136,7 @@ def load(
         "requests": [str(r) for r in requests],
         "procedures": [str(p) for p in procedures],
     }
-    with connection.cursor() as cursor:
-        cursor.execute(_QUERY, parameters)
-        found = json.loads(cursor.fetchone()[0])
-    return _fill(found)
+    return _fill(json.loads(prepared(_QUERY, parameters)[0][0]))
 
 
 def _fill(found: dict[str, Any]) -> Context:

@@ -62,7 +62,9 @@ class Reading:
 def with_identifiers(patients: QuerySet[Patient]) -> QuerySet[Patient]:
     """The patients with their identifiers read along, the one to show first."""
     return patients.prefetch_related(
-        Prefetch("identifiers", PatientIdentifier.objects.select_related("authority").order_by("position", "id"))
+        Prefetch(
+            "identifiers", PatientIdentifier.objects.select_related("authority").order_by("position", "id")
+        )
     )
 
 
@@ -124,7 +126,8 @@ def whole_order(request_id: Any) -> ImagingServiceRequest | None:
         .prefetch_related(
             Prefetch("procedures", procedures.order_by("requested_procedure_id")),
             Prefetch(
-                "patient__identifiers", PatientIdentifier.objects.select_related("authority").order_by("position")
+                "patient__identifiers",
+                PatientIdentifier.objects.select_related("authority").order_by("position"),
             ),
         )
         .filter(pk=request_id)
@@ -142,9 +145,7 @@ def performed_for(steps: list[ScheduledProcedureStep]) -> list[PerformedProcedur
 
 def unread() -> QuerySet[RequestedProcedure]:
     """Procedures whose images have arrived and whose report is not final; `arrived_at` is when the first came."""
-    live = StudyMatch.objects.filter(
-        procedure=OuterRef("pk"), undone_at__isnull=True, study__hidden=False
-    )
+    live = StudyMatch.objects.filter(procedure=OuterRef("pk"), undone_at__isnull=True, study__hidden=False)
     return (
         RequestedProcedure.objects.filter(Exists(live))
         .filter(Q(report__isnull=True) | Q(report__status__in=_WORKING))
@@ -214,9 +215,9 @@ def modalities_to_read() -> list[str]:
 def studies_of(procedure: RequestedProcedure) -> list[Study]:
     """The studies linked to a procedure, oldest first."""
     return list(
-        Study.objects.filter(matches__procedure=procedure, matches__undone_at__isnull=True, hidden=False).order_by(
-            "received_at"
-        )
+        Study.objects.filter(
+            matches__procedure=procedure, matches__undone_at__isnull=True, hidden=False
+        ).order_by("received_at")
     )
 
 

@@ -7,12 +7,12 @@ of every patient that these lead to, taken in sorted order, until it commits. Wa
 from collections.abc import Iterable
 from uuid import UUID
 
-from django.db import connection
+from common.store import prepared
 
 _BY_IDENTIFIER = """
 WITH RECURSIVE found AS (
     SELECT p.id, p.merged_into_id FROM ris_patientidentifier i JOIN ris_patient p ON p.id = i.patient_id
-    WHERE i.value = ANY(%(values)s)
+    WHERE i.value = ANY(%(values)s::text[])
     UNION
     SELECT p.id, p.merged_into_id FROM ris_patient p JOIN found f ON p.id = f.merged_into_id
 ), keys AS (
@@ -35,14 +35,12 @@ def lock(values: Iterable[str], others: Iterable[str] = ()) -> frozenset[UUID]:
     ids of the patients that are held. Must run inside a transaction; read only after it.
     """
     wanted = sorted({v for v in values if v})
-    with connection.cursor() as cursor:
-        cursor.execute(_BY_IDENTIFIER, {"values": wanted, "keys": wanted + sorted(set(others))})
-        return frozenset(patient for _, patient in cursor.fetchall() if patient is not None)
+    held = prepared(_BY_IDENTIFIER, {"values": wanted, "keys": wanted + sorted(set(others))})
+    return frozenset(patient for _, patient in held if patient is not None)
 
 
 def lock_patients(patients: Iterable[UUID]) -> None:
     """Hold the lanes of these patients, for a page or a scanner that knows them by row id."""
     wanted = [str(p) for p in patients]
     if wanted:
-        with connection.cursor() as cursor:
-            cursor.execute(_BY_PATIENT, [wanted])
+        prepared(_BY_PATIENT, [wanted])
