@@ -6,7 +6,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from common import events
+from common import events, store
 from common.models import Alert
 from common.store import hydrate, unit_of_work
 from integration.models import Message
@@ -22,19 +22,17 @@ def patient(name: str = "Sommer^Clara") -> Patient:
 
 
 @pytest.mark.django_db
-def test_rows_of_many_models_go_in_one_statement_whatever_their_order():
+def test_rows_of_many_models_go_in_one_statement_whatever_their_order(monkeypatch):
+    run: list[str] = []
+    really = store.prepared
+    monkeypatch.setattr(store, "prepared", lambda text, values: (run.append(text), really(text, values))[1])
     authority = AssigningAuthority(namespace="HOSP")
     someone = patient()
     number = PatientIdentifier(patient=someone, value="4711", authority=authority)
-    with (
-        CaptureQueriesContext(
-            connection,
-        ) as queries,
-        unit_of_work("hl7:1") as unit,
-    ):
+    with CaptureQueriesContext(connection) as queries, unit_of_work("hl7:1") as unit:
         for row in (number, someone, authority):
             unit.save(row)
-    assert len([q for q in queries if "INSERT" in q["sql"]]) == 1
+    assert len(run) == 1 and not [q for q in queries if "INSERT" in q["sql"]]
     assert PatientIdentifier.objects.get().patient.details == {"allergies": ["ä", '"']}
 
 
