@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +58,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if os.environ.get("ORDERLY_TEST_OWNER") == str(os.getpid()):
         _session_cluster.stop()
-        shutil.rmtree(os.environ["ORDERLY_TEST_HOME"], ignore_errors=True)
 
 
 class _SessionCluster:

@@ -1,8 +1,16 @@
 """The product's settings over a data directory and a database cluster of the test session's own."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
+
+
+def _clean_up(home: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(home, ignore_errors=True)
+
 
 if "ORDERLY_TEST_HOME" not in os.environ:  # the session's first process; xdist's workers inherit it
     # Not pytest's tmp_path: run by root, the server's user must be able to reach its cluster.
@@ -10,6 +18,7 @@ if "ORDERLY_TEST_HOME" not in os.environ:  # the session's first process; xdist'
     home.chmod(0o755)
     os.environ["ORDERLY_TEST_HOME"] = str(home)
     os.environ["ORDERLY_TEST_OWNER"] = str(os.getpid())
+    atexit.register(_clean_up, home, os.getpid())
     for name in [name for name in os.environ if name.startswith("ORDERLY_") and "TEST" not in name]:
         if name != "ORDERLY_POSTGRES_BIN":
             del os.environ[name]
