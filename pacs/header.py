@@ -33,9 +33,7 @@ _UNDEFINED = 0xFFFFFFFF
 
 #: VRs whose explicit form has a length of 32 bits after two reserved bytes (PS3.5 section 7.1.2)
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT = frozenset(
-    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
-)
+_SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _SEQUENCES = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
 
 
@@ -107,7 +105,9 @@ class Header:
         size = 2 if vr in ("US", "SS") else 4
         if len(raw) < size:
             return None
-        return int.from_bytes(raw[:size], "little" if self.little_endian else "big", signed=vr in ("SS", "SL"))
+        return int.from_bytes(
+            raw[:size], "little" if self.little_endian else "big", signed=vr in ("SS", "SL")
+        )
 
 
 def walk(

@@ -190,7 +190,7 @@ class ServedAssociation(Association):
         called_ae: str,
         address: str,
         idle_seconds: float,
-        stopping: Callable[[], bool] = lambda: False,
+        leave: Callable[[bool], bool] = lambda busy: False,
         after_request: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(wire, contexts, max_data)
@@ -198,12 +198,14 @@ class ServedAssociation(Association):
         self.registry, self.peer = registry, peer
         self.calling_ae, self.called_ae, self.address = calling_ae, called_ae, address
         self.idle_seconds = idle_seconds
-        self._stopping, self._after_request = stopping, after_request
+        self._leave, self._after_request = leave, after_request
 
     def serve(self) -> str:
         """Answer requests until the association ends; says how it ended. Never raises an Ended."""
         try:
             while True:
+                if self._leave(True):
+                    raise Draining("stopping")
                 message = self.next_message(self.idle_seconds, self._patience)
                 if message.command.name == "C-CANCEL":
                     continue  # its operation is over: the two crossed on the wire
@@ -224,7 +226,7 @@ class ServedAssociation(Association):
             return str(error)
 
     def _patience(self) -> None:
-        if self._stopping():
+        if self._leave(False):
             raise Draining("stopping")
 
     def _answer(self, message: Message) -> None:

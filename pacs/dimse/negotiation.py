@@ -24,11 +24,9 @@ from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from pacs.dimse.errors import AssociationRefused, ProtocolError
 from pacs.dimse.registry import Context, Entry, Peer, Registry
 from pacs.dimse.stream import HEADER, MAX_PDU
+from pacs.storage.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-#: Ours, derived once from a random UUID (PS3.5 B.2); names the implementation, not an installation.
-IMPLEMENTATION_CLASS_UID = "2.25.169368517666643274979231621578813432384"
-IMPLEMENTATION_VERSION_NAME = "ORDERLY_0_1"
 VERIFICATION = "1.2.840.10008.1.1"
 
 MAX_CONTEXTS = 128

@@ -1,0 +1,98 @@
+"""A DICOM listener of our own code on an ephemeral port, in a thread of the test."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pacs.dimse.admission import Admission, Known, Limits, Slots, StaticDirectory
+from pacs.dimse.registry import Registry
+from pacs.dimse.sender import Destination
+from pacs.dimse.server import Server
+from pacs.services import echo, store
+from pacs.storage import spool
+
+ALL = frozenset(("echo", "store", "find", "move", "get", "worklist", "mpps"))
+
+
+@dataclass
+class Served:
+    """A running listener."""
+
+    port: int
+    server: Server
+    stopping: threading.Event
+    spool: Path
+    refusals: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def destination(self, calling: str = "SCANNER", called: str = "ORDERLY") -> Destination:
+        return Destination("127.0.0.1", self.port, called, calling)
+
+    def entries(self) -> list[spool.Entry]:
+        """What lies whole in the spool."""
+        found = []
+        for folder, orphaned in spool.folders(self.spool):
+            found += [entry for entry in spool.entries(folder, orphaned) if isinstance(entry, spool.Entry)]
+        return found
+
+    def files(self) -> list[bytes]:
+        """The Part 10 files in the spool."""
+        return [entry.path.read_bytes() if entry.alone else spool.read(entry) for entry in self.entries()]
+
+    def leftovers(self) -> list[str]:
+        """Names of files that hold no whole object."""
+        return [path.name for path in self.spool.rglob("*.part")]
+
+
+@pytest.fixture
+def serve(
+    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Served]]:
+    """Start listeners: `serve(register=…, known=…, limits=…)`; all stop at the end of the test."""
+    settings.DATA_DIR = tmp_path
+    monkeypatch.setattr(spool, "_mine", None)
+    running: list[tuple[Served, threading.Thread]] = []
+
+    def start(
+        register: Callable[[Registry], None] | None = None,
+        known: list[Known] | None = None,
+        limits: Limits = Limits(),
+    ) -> Served:
+        registry = Registry()
+        echo.register(registry)
+        store.register(registry)
+        if register:
+            register(registry)
+        slots = Slots(limits)
+        directory = StaticDirectory(
+            known if known is not None else [Known("SCANNER", "*", ALL), Known("STORESCU", "*", ALL)]
+        )
+        admission = Admission(directory, registry, ["ORDERLY"], slots)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        refusals: list[tuple[str, str, str]] = []
+        server = Server(
+            {listener: None}, registry, admission, slots, audit=lambda *told: refusals.append(told)
+        )
+        stopping = threading.Event()
+        served = Served(listener.getsockname()[1], server, stopping, tmp_path / "spool", refusals)
+        thread = threading.Thread(target=server.run, args=(stopping,), daemon=True)
+        thread.start()
+        running.append((served, thread))
+        return served
+
+    yield start
+    for served, thread in running:
+        served.stopping.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    """A listener with echo and store that knows SCANNER and STORESCU."""
+    return serve()
