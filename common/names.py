@@ -51,7 +51,7 @@ class PersonName:
 
 def clean_component(text: str) -> str:
     """A component without the characters that separate components (`^ = \\`) and without control characters."""
-    kept = "".join(" " if c in "^=\\" or ord(c) < 32 else c for c in text)
+    kept = "".join(" " if c in "^=\\\x7f" or ord(c) < 32 else c for c in text)
     return " ".join(kept.split())
 
 

@@ -75,7 +75,7 @@ def asking_of(raw: bytes) -> Asking:
 
 def _asking(separators: Separators, fields: list[str]) -> Asking:
     def echo(number: int) -> str:
-        return _UNSAFE.sub("", fields[number]) if number < len(fields) else ""
+        return harmless(fields[number]) if number < len(fields) else ""
 
     kind = echo(9).split(separators.component)
     return Asking(
@@ -90,6 +90,11 @@ def _asking(separators: Separators, fields: list[str]) -> Asking:
         application=echo(16).upper(),
         charset=echo(18).split(separators.repetition)[0],
     )
+
+
+def harmless(field: str) -> str:
+    """An encoded field without control characters, fit to be echoed."""
+    return _UNSAFE.sub("", field)
 
 
 def replies(asked: Asking, code: AckCode) -> tuple[AckCode | None, AckCode | None]:
