@@ -129,9 +129,6 @@ class QueryLog(models.Model):
     address = models.GenericIPAddressField(null=True, blank=True)
     digest = models.CharField(max_length=64, help_text="of keys, status and items: equal for a repeat")
     keys = models.JSONField(default=list, help_text="[keyword path, key] of each key that was not universal")
-    asked_for = models.JSONField(
-        default=list, help_text="tags of the return keys, those of the step behind 0"
-    )
     notes = ArrayField(
         models.CharField(max_length=200), default=list, blank=True, help_text="what was repaired or adapted"
     )

@@ -1,4 +1,4 @@
-"""Modality Performed Procedure Step (PS3.4 annex F): N-CREATE, N-SET and N-GET translated; decided in ris/services/steps.py.
+"""Modality Performed Procedure Step (PS3.4 annex F): N-CREATE, N-SET and N-GET, translated for `ris` to decide.
 
 What breaks the rules of the state machine is refused with the codes of PS3.7. What a scanner merely leaves out
 or gets wrong while reporting what it did (no series, no end time, an impossible date) is taken, kept as
@@ -117,10 +117,9 @@ def create(request: Request) -> Outcome:
     made = "" if uid else new_uid()
     ds = request.dataset
     strict = _is_strict(request)
-    problems = check_create(ds, strict=strict)
+    check_create(ds, strict=strict)
     zone = _zone(ds, request)
-    facts, more = facts_of(ds, uid or made, IN_PROGRESS, zone)
-    problems += more
+    facts, problems = facts_of(ds, uid or made, IN_PROGRESS, zone)
     _carry_out(request, lambda unit: _perform(facts, unit, problems, create=True), uid or made)
     return Outcome(elements={"AffectedSOPInstanceUID": made} if made else {})
 
@@ -258,8 +257,8 @@ def _refuse(code: int, text: str, *tags: int) -> Refused:
     return Refused(code, text, AttributeIdentifierList=list(tags))
 
 
-def check_create(ds: Dataset, *, strict: bool = False) -> list[str]:
-    """Whether the data set may begin a performed step. Raises Refused; gives what a clerk must look at."""
+def check_create(ds: Dataset, *, strict: bool = False) -> None:
+    """Whether the data set may begin a performed step. Raises Refused."""
     missing = [tag for tag in _TYPE_1 if tag not in ds]
     if missing:
         raise _refuse(status.MISSING_ATTRIBUTE, _named("missing", missing), *missing)
@@ -275,7 +274,6 @@ def check_create(ds: Dataset, *, strict: bool = False) -> list[str]:
     lacking = [tag for tag in _TYPE_2 if tag not in ds]
     if lacking and strict:
         raise _refuse(status.MISSING_ATTRIBUTE, _named("missing", lacking), *lacking)
-    return []
 
 
 def check_set(ds: Dataset, *, strict: bool = False) -> list[str]:
