@@ -50,9 +50,7 @@ class Served:
 
 
 @pytest.fixture
-def serve(
-    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Served]]:
+def serve(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
     """Start listeners: `serve(register=…, known=…, limits=…)`; all stop at the end of the test."""
     settings.DATA_DIR = tmp_path
     monkeypatch.setattr(spool, "_mine", None)

@@ -92,7 +92,9 @@ def test_samples_and_pydicoms_test_files_arrive_with_their_bytes_unchanged(serve
             sent.setdefault(sha256(data).hexdigest(), data)
         else:
             refused[path.name] = hex(status)
-    got = {entry.sha256: data_set_of(file) for entry, file in zip(served.entries(), served.files(), strict=True)}
+    got = {
+        entry.sha256: data_set_of(file) for entry, file in zip(served.entries(), served.files(), strict=True)
+    }
     assert got == sent
     assert len(sent) > 60
     assert set(refused) <= {"MR_truncated.dcm", "rtplan_truncated.dcm"} | _announced_as_another(), refused
@@ -133,7 +135,9 @@ def test_storescu_sends_every_transfer_syntax_of_the_samples(served: Served) -> 
         if option is None:
             continue  # a syntax that DCMTK 3.6.7 does not know
         subprocess.run(
-            [storescu, option, "-aec", "ORDERLY", "127.0.0.1", str(served.port), str(path)], check=True, timeout=60
+            [storescu, option, "-aec", "ORDERLY", "127.0.0.1", str(served.port), str(path)],
+            check=True,
+            timeout=60,
         )
         count += 1
     assert count == 11
@@ -254,9 +258,9 @@ def test_without_room_an_object_is_refused_with_a700_and_the_association_goes_on
 ) -> None:
     origin, data = made(200_000)
     with sender.associate(served.destination(), sender.contexts_of([origin])) as assoc:
-        monkeypatch.setattr(spool, "RESERVE_BYTES", 1 << 62)
-        assert assoc.store(origin, data) == 0xA700
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(spool, "RESERVE_BYTES", 1 << 62)
+            assert assoc.store(origin, data) == 0xA700
         assert assoc.store(origin, data) == 0
     assert len(served.entries()) == 1
 
@@ -271,10 +275,10 @@ def test_after_a_failed_sync_nothing_is_answered_with_success(
     origin, data = made(size)
     with sender.associate(served.destination(), sender.contexts_of([origin])) as assoc:
         assert assoc.store(origin, data) == 0
-        monkeypatch.setattr("pacs.storage.spool.os.fsync", fail)
-        monkeypatch.setattr("pacs.storage.spool.os.fdatasync", fail)
-        assert assoc.store(origin, data) == 0xA700
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr("pacs.storage.spool.os.fsync", fail)
+            patched.setattr("pacs.storage.spool.os.fdatasync", fail)
+            assert assoc.store(origin, data) == 0xA700
         assert spool.broken()
         with pytest.raises(errors.Ended):  # the process lets its associations end, to be started afresh
             assoc.store(origin, data)
