@@ -82,12 +82,15 @@ class Question:
         """The table to ask, as SQL: with starts on the scanner's clock where that is not the site's."""
         if not self.other_zone:
             return "worklist_worklistitem", []
-        moved = "CASE WHEN start_has_time THEN (start AT TIME ZONE %s){kind} ELSE {column} END AS {column}"
+        place, value = _sql_zone(self.zone)
+        moved = "CASE WHEN start_has_time THEN (start AT TIME ZONE {})::{} ELSE {} END AS {}"
+        day = moved.format(place, "date", "start_date", "start_date")
+        clock = moved.format(place, "time", "start_time", "start_time")
         others = ", ".join(_COLUMNS)
         return (
-            f"(SELECT {others}, {moved.format(kind='::date', column='start_date')}, "
-            f"{moved.format(kind='::time', column='start_time')} FROM worklist_worklistitem) AS worklist_worklistitem"
-        ), [_sql_zone(self.zone)] * 2
+            f"(SELECT {others}, {day}, {clock} FROM worklist_worklistitem) AS worklist_worklistitem",
+            [value, value],
+        )
 
 
 def _columns() -> list[str]:
@@ -100,10 +103,11 @@ def _columns() -> list[str]:
 _COLUMNS = _columns()
 
 
-def _sql_zone(zone: tzinfo) -> Any:
+def _sql_zone(zone: tzinfo) -> tuple[str, Any]:
+    """A zone for AT TIME ZONE: its name, or an interval, since PostgreSQL reads signs in names the POSIX way."""
     if isinstance(zone, ZoneInfo):
-        return zone.key
-    return zone.utcoffset(None)  # an interval: PostgreSQL reads signs in zone names the POSIX way round
+        return "%s", zone.key
+    return "make_interval(mins => %s)", int((zone.utcoffset(None) or timedelta()).total_seconds() // 60)
 
 
 # -- reading a query
@@ -230,7 +234,6 @@ def _attribute(entry: Entry, items: tuple[Attribute, ...] = ()) -> Attribute:
 
 
 _DATE, _TIME = _attribute(INNER_BY_TAG[START_DATE]), _attribute(INNER_BY_TAG[START_TIME])
-_ATTRIBUTES = {e.tag: _attribute(e) for e in (*OUTER_BY_TAG.values(), *INNER_BY_TAG.values())}
 _WITH_WILDCARDS = frozenset((0x00100020, 0x00080060, STATION_AE_TITLE))
 
 
@@ -251,7 +254,7 @@ def _tests_of(entry: Entry, key: str | Sequence[Keys], profile: Profile, questio
     wild = profile.wildcards and entry.tag in _WITH_WILDCARDS and ("*" in text or "?" in text)
     if entry.array:
         return _array_tests(entry, text, wild, profile, question)
-    attribute = _ATTRIBUTES[entry.tag]
+    attribute = _attribute(entry)
     if wild:
         attribute = Attribute(
             entry.keyword, entry.tag, entry.vr, Level.STEP, "", Matching.WILDCARD, entry.columns

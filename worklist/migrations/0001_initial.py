@@ -7,110 +7,247 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('ris', '0002_signed_versions_never_change'),
+        ("ris", "0002_signed_versions_never_change"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='QueryLog',
+            name="QueryLog",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('ae_title', models.CharField(help_text='who asked: the calling AE title', max_length=16)),
-                ('called_ae', models.CharField(blank=True, max_length=16)),
-                ('address', models.GenericIPAddressField(blank=True, null=True)),
-                ('digest', models.CharField(help_text='of keys, status and items: equal for a repeat', max_length=64)),
-                ('keys', models.JSONField(default=list, help_text='[keyword path, key] of each key that was not universal')),
-                ('notes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=200), blank=True, default=list, help_text='what was repaired or adapted', size=None)),
-                ('status', models.PositiveIntegerField(help_text='the final DIMSE status')),
-                ('comment', models.CharField(blank=True, help_text='why it was refused or cut off', max_length=200)),
-                ('count', models.PositiveIntegerField(default=0, help_text='answers')),
-                ('item_ids', django.contrib.postgres.fields.ArrayField(base_field=models.UUIDField(), blank=True, default=list, help_text='steps, at most 200', size=None)),
-                ('identifier', models.BinaryField(default=b'', help_text="the query's data set as received, to ask it again")),
-                ('transfer_syntax', models.CharField(blank=True, help_text='of the identifier', max_length=64)),
-                ('duration_ms', models.FloatField(default=0)),
-                ('times', models.PositiveIntegerField(default=1, help_text='how often it was asked with these answers')),
-                ('first_at', models.DateTimeField()),
-                ('last_at', models.DateTimeField(db_index=True)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("ae_title", models.CharField(help_text="who asked: the calling AE title", max_length=16)),
+                ("called_ae", models.CharField(blank=True, max_length=16)),
+                ("address", models.GenericIPAddressField(blank=True, null=True)),
+                (
+                    "digest",
+                    models.CharField(
+                        help_text="of keys, status and items: equal for a repeat", max_length=64
+                    ),
+                ),
+                (
+                    "keys",
+                    models.JSONField(
+                        default=list, help_text="[keyword path, key] of each key that was not universal"
+                    ),
+                ),
+                (
+                    "notes",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=200),
+                        blank=True,
+                        default=list,
+                        help_text="what was repaired or adapted",
+                        size=None,
+                    ),
+                ),
+                ("status", models.PositiveIntegerField(help_text="the final DIMSE status")),
+                (
+                    "comment",
+                    models.CharField(blank=True, help_text="why it was refused or cut off", max_length=200),
+                ),
+                ("count", models.PositiveIntegerField(default=0, help_text="answers")),
+                (
+                    "item_ids",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.UUIDField(),
+                        blank=True,
+                        default=list,
+                        help_text="steps, at most 200",
+                        size=None,
+                    ),
+                ),
+                (
+                    "identifier",
+                    models.BinaryField(
+                        default=b"", help_text="the query's data set as received, to ask it again"
+                    ),
+                ),
+                (
+                    "transfer_syntax",
+                    models.CharField(blank=True, help_text="of the identifier", max_length=64),
+                ),
+                ("duration_ms", models.FloatField(default=0)),
+                (
+                    "times",
+                    models.PositiveIntegerField(
+                        default=1, help_text="how often it was asked with these answers"
+                    ),
+                ),
+                ("first_at", models.DateTimeField()),
+                ("last_at", models.DateTimeField(db_index=True)),
             ],
             options={
-                'verbose_name': 'worklist query',
-                'verbose_name_plural': 'worklist queries',
-                'ordering': ['-last_at'],
-                'indexes': [models.Index(fields=['ae_title', '-last_at'], name='worklist_qu_ae_titl_59e501_idx')],
-                'constraints': [models.UniqueConstraint(fields=('ae_title', 'digest'), name='one_row_a_repeated_query')],
+                "verbose_name": "worklist query",
+                "verbose_name_plural": "worklist queries",
+                "ordering": ["-last_at"],
+                "indexes": [
+                    models.Index(fields=["ae_title", "-last_at"], name="worklist_qu_ae_titl_59e501_idx")
+                ],
+                "constraints": [
+                    models.UniqueConstraint(fields=("ae_title", "digest"), name="one_row_a_repeated_query")
+                ],
             },
         ),
         migrations.CreateModel(
-            name='WorklistItem',
+            name="WorklistItem",
             fields=[
-                ('step', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='worklist_item', serialize=False, to='ris.scheduledprocedurestep')),
-                ('patient_row', models.UUIDField(db_index=True, help_text='row id of the patient')),
-                ('request_row', models.UUIDField(db_index=True, help_text='row id of the order')),
-                ('waiting', models.BooleanField(help_text='shown to a query that names no status: scheduled, arrived or ready, and not withheld')),
-                ('withheld', models.CharField(blank=True, help_text='why no scanner can be told of this step; empty: it can', max_length=300)),
-                ('adapted', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=64), blank=True, default=list, help_text='attributes whose value was shortened or left out to fit DICOM', size=None)),
-                ('status', models.CharField(max_length=16)),
-                ('start', models.DateTimeField(blank=True, null=True)),
-                ('start_has_time', models.BooleanField(default=True)),
-                ('start_date', models.DateField(blank=True, help_text="of the start, in the site's time zone", null=True)),
-                ('start_time', models.TimeField(blank=True, help_text='00:00 when only the day is known', null=True)),
-                ('modality', models.CharField(blank=True, max_length=16)),
-                ('scheduled_station_ae_titles', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=16), blank=True, default=list, size=None)),
-                ('scheduled_station_names', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=64), blank=True, default=list, size=None)),
-                ('scheduled_procedure_step_location', models.CharField(blank=True, max_length=200)),
-                ('scheduled_procedure_step_id', models.CharField(blank=True, max_length=64)),
-                ('scheduled_procedure_step_description', models.CharField(blank=True, max_length=200)),
-                ('protocol_code_values', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=64), blank=True, default=list, size=None)),
-                ('protocol_coding_schemes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=64), blank=True, default=list, size=None)),
-                ('performing_physician_search', models.CharField(blank=True, max_length=324)),
-                ('performing_physician_ideographic_search', models.CharField(blank=True, max_length=324)),
-                ('performing_physician_phonetic_search', models.CharField(blank=True, max_length=324)),
-                ('pre_medication', models.CharField(blank=True, max_length=200)),
-                ('requested_contrast_agent', models.CharField(blank=True, max_length=200)),
-                ('comments', models.TextField(blank=True)),
-                ('requested_procedure_id', models.CharField(blank=True, max_length=64)),
-                ('requested_procedure_description', models.CharField(blank=True, max_length=200)),
-                ('requested_procedure_code_value', models.CharField(blank=True, max_length=64)),
-                ('requested_procedure_coding_scheme', models.CharField(blank=True, max_length=64)),
-                ('requested_procedure_priority', models.CharField(blank=True, max_length=16)),
-                ('patient_transport_arrangements', models.CharField(blank=True, max_length=64)),
-                ('study_instance_uid', models.CharField(blank=True, max_length=64)),
-                ('accession_number', models.CharField(blank=True, max_length=64)),
-                ('issuer_of_accession_number', models.CharField(blank=True, max_length=227)),
-                ('placer_order_number', models.CharField(blank=True, max_length=199)),
-                ('filler_order_number', models.CharField(blank=True, max_length=199)),
-                ('requesting_physician_search', models.CharField(blank=True, max_length=324)),
-                ('referring_physician_name_search', models.CharField(blank=True, max_length=324)),
-                ('institution_name', models.CharField(blank=True, max_length=200)),
-                ('admission_id', models.CharField(blank=True, max_length=64)),
-                ('current_patient_location', models.CharField(blank=True, max_length=200)),
-                ('patient_name_search', models.CharField(blank=True, max_length=324)),
-                ('patient_name_ideographic_search', models.CharField(blank=True, max_length=324)),
-                ('patient_name_phonetic_search', models.CharField(blank=True, max_length=324)),
-                ('patient_id', models.CharField(blank=True, max_length=199)),
-                ('issuer_of_patient_id', models.CharField(blank=True, max_length=227)),
-                ('patient_birth_date', models.CharField(blank=True, max_length=8)),
-                ('patient_sex', models.CharField(blank=True, max_length=16)),
-                ('patient_weight', models.CharField(blank=True, max_length=16)),
-                ('pregnancy_status', models.SmallIntegerField(blank=True, null=True)),
-                ('medical_alerts', models.TextField(blank=True)),
-                ('allergies', models.TextField(blank=True)),
-                ('special_needs', models.TextField(blank=True)),
-                ('patient_state', models.TextField(blank=True)),
-                ('confidentiality_constraint', models.TextField(blank=True)),
-                ('worklist_label', models.CharField(blank=True, max_length=64)),
-                ('ascii', models.BooleanField(default=True, help_text='the answer has no character beyond ASCII')),
-                ('answer', models.BinaryField(default=b'')),
-                ('updated_at', models.DateTimeField()),
+                (
+                    "step",
+                    models.OneToOneField(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="worklist_item",
+                        serialize=False,
+                        to="ris.scheduledprocedurestep",
+                    ),
+                ),
+                ("patient_row", models.UUIDField(db_index=True, help_text="row id of the patient")),
+                ("request_row", models.UUIDField(db_index=True, help_text="row id of the order")),
+                (
+                    "waiting",
+                    models.BooleanField(
+                        help_text="shown to a query that names no status: scheduled, arrived or ready, and not withheld"
+                    ),
+                ),
+                (
+                    "withheld",
+                    models.CharField(
+                        blank=True,
+                        help_text="why no scanner can be told of this step; empty: it can",
+                        max_length=300,
+                    ),
+                ),
+                (
+                    "adapted",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=64),
+                        blank=True,
+                        default=list,
+                        help_text="attributes whose value was shortened or left out to fit DICOM",
+                        size=None,
+                    ),
+                ),
+                ("status", models.CharField(max_length=16)),
+                ("start", models.DateTimeField(blank=True, null=True)),
+                ("start_has_time", models.BooleanField(default=True)),
+                (
+                    "start_date",
+                    models.DateField(
+                        blank=True, help_text="of the start, in the site's time zone", null=True
+                    ),
+                ),
+                (
+                    "start_time",
+                    models.TimeField(blank=True, help_text="00:00 when only the day is known", null=True),
+                ),
+                ("modality", models.CharField(blank=True, max_length=16)),
+                (
+                    "scheduled_station_ae_titles",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=16), blank=True, default=list, size=None
+                    ),
+                ),
+                (
+                    "scheduled_station_names",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=64), blank=True, default=list, size=None
+                    ),
+                ),
+                ("scheduled_procedure_step_location", models.CharField(blank=True, max_length=200)),
+                ("scheduled_procedure_step_id", models.CharField(blank=True, max_length=64)),
+                ("scheduled_procedure_step_description", models.CharField(blank=True, max_length=200)),
+                (
+                    "protocol_code_values",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=64), blank=True, default=list, size=None
+                    ),
+                ),
+                (
+                    "protocol_coding_schemes",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=64), blank=True, default=list, size=None
+                    ),
+                ),
+                ("performing_physician_search", models.CharField(blank=True, max_length=324)),
+                ("performing_physician_ideographic_search", models.CharField(blank=True, max_length=324)),
+                ("performing_physician_phonetic_search", models.CharField(blank=True, max_length=324)),
+                ("pre_medication", models.CharField(blank=True, max_length=200)),
+                ("requested_contrast_agent", models.CharField(blank=True, max_length=200)),
+                ("comments", models.TextField(blank=True)),
+                ("requested_procedure_id", models.CharField(blank=True, max_length=64)),
+                ("requested_procedure_description", models.CharField(blank=True, max_length=200)),
+                ("requested_procedure_code_value", models.CharField(blank=True, max_length=64)),
+                ("requested_procedure_coding_scheme", models.CharField(blank=True, max_length=64)),
+                ("requested_procedure_priority", models.CharField(blank=True, max_length=16)),
+                ("patient_transport_arrangements", models.CharField(blank=True, max_length=64)),
+                ("study_instance_uid", models.CharField(blank=True, max_length=64)),
+                ("accession_number", models.CharField(blank=True, max_length=64)),
+                ("issuer_of_accession_number", models.CharField(blank=True, max_length=227)),
+                ("placer_order_number", models.CharField(blank=True, max_length=199)),
+                ("filler_order_number", models.CharField(blank=True, max_length=199)),
+                ("requesting_physician_search", models.CharField(blank=True, max_length=324)),
+                ("referring_physician_name_search", models.CharField(blank=True, max_length=324)),
+                ("institution_name", models.CharField(blank=True, max_length=200)),
+                ("admission_id", models.CharField(blank=True, max_length=64)),
+                ("current_patient_location", models.CharField(blank=True, max_length=200)),
+                ("patient_name_search", models.CharField(blank=True, max_length=324)),
+                ("patient_name_ideographic_search", models.CharField(blank=True, max_length=324)),
+                ("patient_name_phonetic_search", models.CharField(blank=True, max_length=324)),
+                ("patient_id", models.CharField(blank=True, max_length=199)),
+                ("issuer_of_patient_id", models.CharField(blank=True, max_length=227)),
+                ("patient_birth_date", models.CharField(blank=True, max_length=8)),
+                ("patient_sex", models.CharField(blank=True, max_length=16)),
+                ("patient_weight", models.CharField(blank=True, max_length=16)),
+                ("pregnancy_status", models.SmallIntegerField(blank=True, null=True)),
+                ("medical_alerts", models.TextField(blank=True)),
+                ("allergies", models.TextField(blank=True)),
+                ("special_needs", models.TextField(blank=True)),
+                ("patient_state", models.TextField(blank=True)),
+                ("confidentiality_constraint", models.TextField(blank=True)),
+                ("worklist_label", models.CharField(blank=True, max_length=64)),
+                (
+                    "ascii",
+                    models.BooleanField(default=True, help_text="the answer has no character beyond ASCII"),
+                ),
+                ("answer", models.BinaryField(default=b"")),
+                ("updated_at", models.DateTimeField()),
             ],
             options={
-                'verbose_name': 'worklist item',
-                'ordering': ['start', 'step'],
-                'indexes': [models.Index(fields=['start_date', 'start_time'], name='worklist_wo_start_d_aa79d5_idx'), models.Index(condition=models.Q(('waiting', True)), fields=['start_date'], name='worklist_waiting'), django.contrib.postgres.indexes.GinIndex(fields=['scheduled_station_ae_titles'], name='worklist_ae_titles'), models.Index(fields=['patient_id'], name='worklist_wo_patient_84e0e8_idx'), models.Index(fields=['accession_number'], name='worklist_wo_accessi_94c64b_idx'), models.Index(fields=['requested_procedure_id'], name='worklist_wo_request_b39656_idx'), models.Index(fields=['scheduled_procedure_step_id'], name='worklist_wo_schedul_2d5169_idx'), models.Index(fields=['study_instance_uid'], name='worklist_wo_study_i_e92fe2_idx'), models.Index(fields=['patient_name_search'], name='worklist_name', opclasses=['text_pattern_ops']), models.Index(fields=['patient_name_ideographic_search'], name='worklist_name_ideographic', opclasses=['text_pattern_ops']), models.Index(fields=['patient_name_phonetic_search'], name='worklist_name_phonetic', opclasses=['text_pattern_ops'])],
+                "verbose_name": "worklist item",
+                "ordering": ["start", "step"],
+                "indexes": [
+                    models.Index(fields=["start_date", "start_time"], name="worklist_wo_start_d_aa79d5_idx"),
+                    models.Index(
+                        condition=models.Q(("waiting", True)), fields=["start_date"], name="worklist_waiting"
+                    ),
+                    django.contrib.postgres.indexes.GinIndex(
+                        fields=["scheduled_station_ae_titles"], name="worklist_ae_titles"
+                    ),
+                    models.Index(fields=["patient_id"], name="worklist_wo_patient_84e0e8_idx"),
+                    models.Index(fields=["accession_number"], name="worklist_wo_accessi_94c64b_idx"),
+                    models.Index(fields=["requested_procedure_id"], name="worklist_wo_request_b39656_idx"),
+                    models.Index(
+                        fields=["scheduled_procedure_step_id"], name="worklist_wo_schedul_2d5169_idx"
+                    ),
+                    models.Index(fields=["study_instance_uid"], name="worklist_wo_study_i_e92fe2_idx"),
+                    models.Index(
+                        fields=["patient_name_search"], name="worklist_name", opclasses=["text_pattern_ops"]
+                    ),
+                    models.Index(
+                        fields=["patient_name_ideographic_search"],
+                        name="worklist_name_ideographic",
+                        opclasses=["text_pattern_ops"],
+                    ),
+                    models.Index(
+                        fields=["patient_name_phonetic_search"],
+                        name="worklist_name_phonetic",
+                        opclasses=["text_pattern_ops"],
+                    ),
+                ],
             },
         ),
     ]
