@@ -296,15 +296,7 @@ def _note_health(destination: Destination, outcome: Outcome) -> None:
     """Open the circuit after failures in a row, close it at the first sign of life; one alert at either."""
     if not outcome.down:
         if outcome.name != "compose" and (destination.failures or destination.circuit_open_until):
-            Destination.objects.filter(pk=destination.pk).update(failures=0, circuit_open_until=None)
-            destination.failures, destination.circuit_open_until = 0, None
-            # What backed off because nobody answered need not wait any longer.
-            queued().filter(
-                Q(last_error__startswith="transport") | Q(last_error__startswith="timeout"),
-                destination=destination,
-                due_at__gt=now(),
-            ).update(due_at=now())
-            alerts.recover(alert_key(destination))
+            _recovered(destination)
         return
     Destination.objects.filter(pk=destination.pk).update(failures=F("failures") + 1)
     destination.refresh_from_db(fields=["failures"])
@@ -319,6 +311,17 @@ def _note_health(destination: Destination, outcome: Outcome) -> None:
             severity="critical",
             link=f"/admin/integration/destination/{destination.pk}/change/",
         )
+
+
+def _recovered(destination: Destination) -> None:
+    """The destination answers again. What backed off because it did not need not wait any longer."""
+    was_open = destination.failures >= int(setting(destination, "circuit_after"))
+    Destination.objects.filter(pk=destination.pk).update(failures=0, circuit_open_until=None)
+    destination.failures, destination.circuit_open_until = 0, None
+    if was_open:
+        nobody_answered = Q(last_error__startswith="transport") | Q(last_error__startswith="timeout")
+        queued().filter(nobody_answered, destination=destination, due_at__gt=now()).update(due_at=now())
+        alerts.recover(alert_key(destination))
 
 
 def alert_key(destination: Destination) -> str:

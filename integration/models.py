@@ -157,7 +157,7 @@ class OutboxItem(models.Model):
     id = models.BigAutoField(primary_key=True)
     destination = models.ForeignKey(Destination, on_delete=models.PROTECT, related_name="items")
     lane = models.CharField(max_length=100, help_text="sent in order within destination and lane")
-    kind = models.CharField(max_length=20, help_text="ORU, ORM, FHIR:ImagingStudy, …")
+    kind = models.CharField(max_length=40, help_text="ORU, ORM, FHIR:ImagingStudy, …")
     subject = models.CharField(max_length=100, help_text="`report_version:<uuid>`, `step:<uuid>`, …")
     patient_id = models.UUIDField(null=True, blank=True, db_index=True)
     facts = models.JSONField(default=dict, help_text="everything the message says, as it was at the fact")

@@ -75,10 +75,13 @@ def _postgres_broker(middleware: list[dramatiq.Middleware]) -> dramatiq.Broker:
                 cursor.execute(QUERIES.ENQUEUE, [message.queue_name, message.message_id, body, delay or 0])
             return message
 
-    parameters = db.connection.get_connection_params()
-    wanted = ("dbname", "user", "password", "host", "port", "sslmode", "sslrootcert", "connect_timeout")
+    def parameters() -> dict[str, Any]:
+        ours = db.connection.get_connection_params()
+        wanted = ("dbname", "user", "password", "host", "port", "sslmode", "sslrootcert", "connect_timeout")
+        return {k: ours[k] for k in wanted if ours.get(k)} | {"application_name": "orderly broker"}
+
     pool: ConnectionPool = ConnectionPool(
-        kwargs={k: parameters[k] for k in wanted if parameters.get(k)} | {"application_name": "orderly broker"},
+        kwargs=parameters,
         min_size=0,
         max_size=8,
         timeout=5.0,

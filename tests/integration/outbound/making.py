@@ -17,7 +17,9 @@ from tests.ris.making import group, make_study, place, register, who
 FAST = {"retry_seconds": 0.02, "retry_seconds_most": 0.05, "ack_seconds": 1.0, "connect_seconds": 1.0}
 
 
-def hl7_destination(port: int, name: str = "his", messages: tuple[str, ...] = ("ORU", "ORM"), **settings: Any) -> Destination:
+def hl7_destination(
+    port: int, name: str = "his", messages: tuple[str, ...] = ("ORU", "ORM"), **settings: Any
+) -> Destination:
     """A destination on loopback with short bounds."""
     return Destination.objects.create(
         name=name, host="127.0.0.1", port=port, messages=list(messages), settings={**FAST, **settings}
@@ -42,7 +44,8 @@ def reader() -> Any:
 def ordered(accession: str = "A100", *, patient: str = "4711", **more: Any) -> RequestedProcedure:
     """A procedure of a registered patient, ordered with accession, placer number and one CT step."""
     register(who(patient))
-    applied = place(group(accession=accession, placer=f"P-{accession}", **more), patient=who(patient, authoritative=False))
+    asked = group(accession=accession, placer=f"P-{accession}", **more)
+    applied = place(asked, patient=who(patient, authoritative=False))
     return RequestedProcedure.objects.select_related("request").get(request_id=applied.request_ids[0])
 
 
@@ -59,7 +62,10 @@ def imaged(procedure: RequestedProcedure, patient: str = "4711") -> Study:
 
 
 def signed(
-    procedure: RequestedProcedure, findings: str = "Clear.\nNo mass.", impression: str = "Normal.", status: str = "FINAL"
+    procedure: RequestedProcedure,
+    findings: str = "Clear.\nNo mass.",
+    impression: str = "Normal.",
+    status: str = "FINAL",
 ) -> ReportVersion:
     """The procedure's report, drafted and signed."""
     user = reader()
@@ -69,8 +75,7 @@ def signed(
     with unit_of_work(f"user:{user.pk}") as unit:
         reports.save_draft(report.id, report.draft_version, findings, impression, user, unit)
     with unit_of_work(f"user:{user.pk}") as unit:
-        version = reports.sign(report.id, user, unit, status)
-    return version
+        return reports.sign(report.id, user, unit, status)
 
 
 def addended(procedure: RequestedProcedure, text: str) -> ReportVersion:
