@@ -37,6 +37,8 @@ def main(argv: list[str]) -> None:
             execute_from_command_line(argv)
     except PostgresError as trouble:
         sys.exit(f"Database: {trouble}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as the shell says it: ended by Ctrl-C
 
 
 def take_data_dir(argv: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -15,6 +16,7 @@ from django.core.management import CommandError, call_command
 from common.models import ApiToken
 from common.roles import bearer
 from config.commandline import database_for, take_data_dir
+from config.postgres import Cluster
 from tests.engine import REPOSITORY, Engine
 
 
@@ -68,6 +70,25 @@ def test_a_command_without_serve_has_its_database_for_its_duration() -> None:
         assert made.stdout.startswith("ord_")
         assert "nurse\tclerk\tvalid" in manage(engine.data_dir, "token", "list", **home).stdout
         assert not (engine.base / "postgres" / "data" / "postmaster.pid").exists()
+    finally:
+        engine.close()
+
+
+def test_a_server_of_ones_own_is_used_where_database_url_names_it() -> None:
+    engine = Engine()
+    try:
+        home = Path(engine.environment["ORDERLY_POSTGRES_HOME"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ORDERLY_POSTGRES_HOME", str(home))
+            cluster = Cluster(engine.data_dir, durable=False)
+        with cluster.running():
+            url = f"postgresql://app@/orderly?host={quote(str(home / 'run'))}"
+            elsewhere = engine.base / "elsewhere"
+            assert manage(elsewhere, "migrate", "-v0", DATABASE_URL=url).returncode == 0
+            made = manage(elsewhere, "token", "create", "nurse", "--role", "clerk", DATABASE_URL=url)
+            assert made.stdout.startswith("ord_")
+            assert not (elsewhere / "postgres").exists()
+            assert not (elsewhere / "postgres.home").exists()
     finally:
         engine.close()
 
