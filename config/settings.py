@@ -53,6 +53,8 @@ ORDERLY_MLLP_TLS_PORT = int(os.environ.get("ORDERLY_MLLP_TLS_PORT", "2576"))
 ORDERLY_DICOM_PORT = int(os.environ.get("ORDERLY_DICOM_PORT", "11112"))
 ORDERLY_DICOM_TLS_PORT = int(os.environ.get("ORDERLY_DICOM_TLS_PORT", "2762"))
 ORDERLY_AE_TITLE = os.environ.get("ORDERLY_AE_TITLE", "ORDERLY")
+# What the DICOM door serves beside the archive itself: modules with `register(registry)` (pacs/dimse/registry.py).
+ORDERLY_DIMSE_SERVICES = ["worklist.scp", "worklist.mpps"]
 ORDERLY_UID_ROOT = os.environ.get("ORDERLY_UID_ROOT", SITE.get("uid_root", ""))
 # Who rings for the workers: our own database, or redis://…, amqp://…; nothing but speed depends on it.
 ORDERLY_BROKER = os.environ.get("ORDERLY_BROKER", "postgres")

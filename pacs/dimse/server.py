@@ -323,7 +323,7 @@ def main(ctx: Surroundings) -> None:
     is_first = "ORDERLY_DICOM_MEMBER" not in os.environ
     size = int(os.environ.get("ORDERLY_DICOM_PROCESSES") or max(2, min(os.cpu_count() or 2, 8)))
     pool = Pool(ctx, size - 1) if is_first else None
-    registry = load(getattr(settings, "ORDERLY_DIMSE_SERVICES", SERVICES))
+    registry = load((*SERVICES, *getattr(settings, "ORDERLY_DIMSE_SERVICES", ())))
     slots = Slots(Limits())
     titles = getattr(settings, "ORDERLY_AE_TITLES", None) or [settings.ORDERLY_AE_TITLE]
     admission = Admission(DatabaseDirectory(), registry, titles, slots)
