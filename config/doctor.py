@@ -18,7 +18,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from common.metrics import queues
 from common.process import read_run_file
-from config.postgres import OLDEST_SERVER
+from config.postgres import OLDEST_SERVER, Cluster
 from integration.models import Destination
 from pacs.models import ApplicationEntity
 
@@ -65,13 +65,16 @@ def _database() -> Iterator[Check]:
         cursor.execute("SELECT current_setting('server_version_num')::int / 10000, pg_is_in_recovery()")
         version, standby = cursor.fetchone()
     ok = version >= OLDEST_SERVER and not standby
-    kind = "your own server" if os.environ.get("DATABASE_URL") else "embedded"
+    own = bool(os.environ.get("DATABASE_URL"))
+    kind = "your own server" if own else "embedded"
+    # Where pg_dump and psql of the same version are, and the socket they connect to (docs/operations.md).
+    places = {} if own else Cluster(settings.DATA_DIR).places()
     detail = f"PostgreSQL {version}, {kind}"
     if standby:
         detail += "; it is a standby and cannot be written to: point DATABASE_URL at the primary"
     elif not ok:
         detail += f"; Orderly needs {OLDEST_SERVER} or later"
-    yield Check("database", "server", ok, detail, {"ms": _ms(began), "version": version})
+    yield Check("database", "server", ok, detail, {"ms": _ms(began), "version": version, **places})
 
 
 def _migrations() -> Iterator[Check]:

@@ -304,6 +304,10 @@ class Cluster:
             return self._server.pid
         return self._postmaster()
 
+    def places(self) -> dict[str, str]:
+        """Where an operator finds the cluster, its socket, and the programs that fit it."""
+        return {"home": str(self.home), "socket": str(self.run), "bin": str(self._binaries().bin)}
+
     def revive(self) -> None:
         """Start the server again after it died under us. Raises PostgresError; then try again later."""
         with self._turn():
