@@ -8,12 +8,17 @@ held against the bytes that are there. `check` does the same for a whole small d
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
 
 IMPLICIT = "1.2.840.10008.1.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -186,6 +191,56 @@ def walk(
         at = after
 
 
+def read(
+    data: bytes | bytearray | memoryview, transfer_syntax: str, wanted: frozenset[int], *, most: int = 1 << 24
+) -> Header:
+    """`walk` a whole data set in any transfer syntax; where it cannot be walked, let pydicom try.
+
+    pydicom forgives what devices get wrong (a value representation that is none, implicit where explicit was
+    announced); it is given no more than `most` bytes, and nothing that broke a bound or was cut off.
+    Raises HeaderError.
+    """
+    if transfer_syntax in DEFLATED_SYNTAXES:
+        chunks = (bytes(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20))
+        data = inflate_head(chunks, most)
+        return walk(data, transfer_syntax, wanted, size=most + 1 if len(data) == most else len(data))
+    try:
+        return walk(data, transfer_syntax, wanted)
+    except (TooMuch, CutOff):
+        raise
+    except HeaderError as error:
+        try:
+            return _read_with_pydicom(bytes(data[:most]), transfer_syntax, wanted)
+        except Exception:  # pydicom raises anything at all on malformed input, RecursionError included
+            raise error from None
+
+
+def _read_with_pydicom(data: bytes, transfer_syntax: str, wanted: frozenset[int]) -> Header:
+    if data.count(b"\xff\xff\xff\xff") > 10 * MAX_DEPTH:
+        raise TooMuch("too many sequences of undefined length")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ds = read_dataset(
+            BytesIO(data),
+            transfer_syntax == IMPLICIT,
+            transfer_syntax != BIG_ENDIAN,
+            bytelength=len(data),
+            stop_when=lambda tag, vr, length: tag >= 0x7FE00008,
+            specific_tags=[BaseTag(tag) for tag in wanted],
+        )
+    header = Header(
+        little_endian=transfer_syntax != BIG_ENDIAN, implicit=transfer_syntax == IMPLICIT, whole=True
+    )
+    for tag in wanted:
+        element = ds._dict.get(BaseTag(tag))
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+            header.implicit, header.little_endian = element.is_implicit_VR, element.is_little_endian
+            header.values[tag] = element.value
+    if not header.values:
+        raise HeaderError("nothing that is known is in it")
+    return header
+
+
 def _skip(
     data: bytes | bytearray | memoryview, at: int, end: int, implicit: bool, order: str, complete: bool
 ) -> int | None:
@@ -273,13 +328,24 @@ def check(data: bytes, transfer_syntax: str) -> None:
 
     Meant to be passed before pydicom is given the same bytes. Raises HeaderError.
     """
-    order = ">" if transfer_syntax == BIG_ENDIAN else "<"
+    _check(data, ">" if transfer_syntax == BIG_ENDIAN else "<", transfer_syntax == IMPLICIT, False)
+
+
+def check_sequence(value: bytes, *, implicit: bool, little_endian: bool) -> None:
+    """The same for the value of a sequence as a walk copied it: its items, and its delimiter if it has one."""
+    order = "<" if little_endian else ">"
+    if value[-8:] == struct.pack(order + "HHI", 0xFFFE, 0xE0DD, 0):
+        value = value[:-8]
+    _check(value, order, implicit, True)
+
+
+def _check(data: bytes, order: str, implicit: bool, sequence: bool) -> None:
     explicit_header = struct.Struct(order + "HH2sH").unpack_from
     implicit_header = struct.Struct(order + "HHI").unpack_from
     long_length = struct.Struct(order + "I").unpack_from
     at, count = 0, 0
     # (end of what we are in, between items of a sequence?, of undefined length?, implicit VR inside?)
-    stack = [(len(data), False, False, transfer_syntax == IMPLICIT)]
+    stack = [(len(data), sequence, False, implicit)]
     while stack:
         end, between_items, undefined, implicit = stack[-1]
         if at == end and not undefined:

@@ -80,6 +80,7 @@ class Study(Row):
     settled_at = models.DateTimeField(
         null=True, blank=True, help_text="quiet and told upward; null: still growing"
     )
+    times_settled = models.PositiveIntegerField(default=0, help_text="how often it was told upward")
     hidden = models.BooleanField(default=False)
 
     class Meta:
