@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-
 from common.models import AuditEvent
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
+from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.utils import unquote
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
@@ -13,13 +14,18 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
 from unfold.admin import ModelAdmin
 from unfold.sites import UnfoldAdminSite
 from unfold.views import ChangeList
 
 from common import audit, searches
-from common.roles import Role, has_role
+from common.accounts import GRANTS
+from common.roles import Role, has_role, require
+from common.templatetags.orderly import tone
 
 DESK_ROLES = frozenset({Role.CLERK, Role.TECHNOLOGIST, Role.RADIOLOGIST, Role.ANALYST, Role.ADMINISTRATOR})
 
@@ -34,7 +40,9 @@ class Desk(UnfoldAdminSite):
     def has_permission(self, request: HttpRequest) -> bool:
         return has_role(request.user, *DESK_ROLES)
 
-    def admin_view(self, view: Callable[..., HttpResponse], cacheable: bool = False) -> Callable[..., HttpResponse]:
+    def admin_view(
+        self, view: Callable[..., HttpResponse], cacheable: bool = False
+    ) -> Callable[..., HttpResponse]:
         """As Django's, but who is logged in and has no desk gets 403 instead of another login page."""
         guarded = super().admin_view(view, cacheable)
 
@@ -80,7 +88,30 @@ class DeskAdmin(ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
     actions_selection_counter = True
-    list_after_template = "admin/parts/empty.html"
+
+    # -- addresses of its own
+
+    def own_urls(self) -> list[URLPattern]:
+        """Further pages and actions of this model, each made by `door`."""
+        return []
+
+    def door(
+        self,
+        route: str,
+        view: Callable[..., HttpResponse],
+        name: str,
+        *,
+        action: str = "change",
+        post: bool = False,
+    ) -> URLPattern:
+        """One of them, open to the roles that GRANTS lets do `action` on this model; with `post` for POST only."""
+        roles = GRANTS[f"{self.opts.app_label}.{self.opts.model_name}"][action]
+        guarded = require(*roles)(require_POST(view) if post else view)
+        label = f"{self.opts.app_label}_{self.opts.model_name}_{name}"
+        return path(route, self.admin_site.admin_view(guarded), name=label)
+
+    def get_urls(self) -> list[URLPattern]:
+        return self.own_urls() + super().get_urls()
 
     # -- who may
 
@@ -99,11 +130,6 @@ class DeskAdmin(ModelAdmin):
     def may_act(self, request: HttpRequest) -> bool:
         """Whether this person may use the actions on these rows (GRANTS: `change`)."""
         return bool(request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}"))
-
-    def must_act(self, request: HttpRequest) -> None:
-        """Refuse who may not use the actions."""
-        if not self.may_act(request):
-            raise PermissionDenied("Your role may look at this, but not change it.")
 
     # -- audit
 
@@ -134,7 +160,7 @@ class DeskAdmin(ModelAdmin):
     ) -> HttpResponse:
         if request.method == "POST" and "_search" in request.POST:
             return self._search(request)
-        response = super().changelist_view(request, {"empty_hint": self.empty_hint, **(extra_context or {})})
+        response = super().changelist_view(request, extra_context)
         shown = getattr(response, "context_data", None) or {}
         if "cl" in shown:
             cl = shown["cl"]
@@ -218,3 +244,34 @@ def desk_url(model: str, pk: Any = None) -> str:
     if pk is None:
         return reverse(f"admin:{app}_{name}_changelist")
     return reverse(f"admin:{app}_{name}_change", args=[pk])
+
+
+def chip(state: Any, label: str = "") -> SafeString:
+    """A state as a chip: its tone and its words."""
+    return format_html('<span class="o-chip o-{}">{}</span>', tone(state), label or str(state).capitalize())
+
+
+class DefaultFilter(SimpleListFilter):
+    """A filter of a list that begins with `default` instead of everything; `all` shows everything."""
+
+    default = "all"
+
+    def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        """The choices beside `all`."""
+        raise NotImplementedError
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [*self.options(request, model_admin), ("all", "All")]
+
+    def value(self) -> str:
+        known = {str(value) for value, _ in self.lookup_choices}
+        asked = super().value()
+        return asked if asked in known else self.default
+
+    def choices(self, changelist: Any) -> Iterable[dict[str, Any]]:
+        for value, title in self.lookup_choices:
+            yield {
+                "selected": self.value() == str(value),
+                "query_string": changelist.get_query_string({self.parameter_name: value}),
+                "display": title,
+            }

@@ -61,6 +61,8 @@ ORDERLY_BROKER = os.environ.get("ORDERLY_BROKER", "postgres")
 ORDERLY_WORKER_THREADS = int(os.environ.get("ORDERLY_WORKER_THREADS", "8"))
 # How others reach us, in what we tell them (FHIR Endpoint); empty: the address we listen on.
 ORDERLY_PUBLIC_URL = os.environ.get("ORDERLY_PUBLIC_URL", "").rstrip("/")
+# Who may see which study: judged with orders, above the archive that knows none.
+ORDERLY_ACCESS_POLICY = "ris.portal.access.ByOrder"
 # The TLS doors are off without a certificate (PEM files).
 ORDERLY_TLS_CERTIFICATE = os.environ.get("ORDERLY_TLS_CERTIFICATE", "")
 ORDERLY_TLS_KEY = os.environ.get("ORDERLY_TLS_KEY", "")

@@ -59,6 +59,13 @@
     }
     var closer = event.target.closest("[data-close-dialog]");
     if (closer) { closer.closest("dialog").close(); }
+    // a draft that somebody else saved meanwhile: keep the text of this page, on top of theirs
+    var keep = event.target.closest("[data-keep-mine]");
+    if (keep) {
+      document.getElementById("draft_version").value = keep.dataset.keepMine;
+      window.htmx.trigger(keep.closest("[data-save]"), "orderly:save");
+    }
+    if (event.target.closest("[data-print]")) { window.print(); }
     var theme = event.target.closest("[data-theme]");
     if (theme && window.orderlyTheme) { window.orderlyTheme(theme.dataset.theme); }
     document.querySelectorAll("details.o-menu[open]").forEach(function (menu) {

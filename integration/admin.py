@@ -1,0 +1,382 @@
+"""The desk for messages: what came in with its fields named, what goes out with its attempts, sources, destinations."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect
+from django.urls import URLPattern
+
+from common import audit, cause
+from common.desk import DefaultFilter, DeskAdmin, chip, desk_url
+from common.templatetags.orderly import age, moment
+from integration import delivery, solving, sources
+from integration.describe import describe, title_of
+from integration.models import DeliveryAttempt, Destination, Message, OutboxItem, Source
+from ris.admin import story
+from ris.models import ImagingServiceRequest, Patient
+
+
+class OpenFilter(DefaultFilter):
+    """Messages that need a person, or those of one state."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        return [("open", "Need a person"), *Message.State.choices]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "open":
+            return queryset.filter(_unsolved())
+        return queryset if self.value() == "all" else queryset.filter(state=self.value())
+
+
+def _unsolved() -> Q:
+    return Q(state__in=Message.OPEN_STATES, solved_at__isnull=True)
+
+
+@admin.register(Message)
+class MessageAdmin(DeskAdmin):
+    """Messages that came in; what needs a person stands first."""
+
+    patient_data = "message"
+    detail_template = "admin/integration/message.html"
+    list_display = (
+        "received",
+        "kind",
+        "about",
+        "sent_by",
+        "control_id",
+        "accessions",
+        "state_chip",
+        "trouble",
+    )
+    list_display_links = ("received", "kind")
+    list_filter = (OpenFilter, "message_type", "trigger_event", ("source", admin.RelatedOnlyFieldListFilter))
+    search_fields = ("control_id",)
+    search_help_text = "Control ID, accession, type (ORM, A08)"
+    list_select_related = ("source",)
+    empty_hint = "Point a system at our MLLP port; every frame it sends is kept and listed here."
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).defer("raw", "ack")
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        first = Case(When(_unsolved(), then=Value(0)), default=Value(1), output_field=IntegerField())
+        return (first, "-id")
+
+    def find(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
+        if not term:
+            return queryset
+        kind, _, event = term.upper().partition("^")
+        typed = Q(message_type=kind, trigger_event__startswith=event) | Q(trigger_event=kind)
+        return queryset.filter(Q(control_id=term) | Q(accession_numbers__contains=[term]) | typed)
+
+    def patients_of(self, rows: Iterable[Any]) -> list[Any]:
+        return [str(pk) for row in rows for pk in row.patient_ids]
+
+    @admin.display(description="Received", ordering="id")
+    def received(self, row: Message) -> str:
+        return moment(row.received_at)
+
+    @admin.display(description="Type", ordering="message_type")
+    def kind(self, row: Message) -> str:
+        return f"{row.message_type}^{row.trigger_event}" if row.message_type else "–"
+
+    @admin.display(description="About")
+    def about(self, row: Message) -> str:
+        return title_of(row.message_type, row.trigger_event)
+
+    @admin.display(description="From")
+    def sent_by(self, row: Message) -> str:
+        return row.source.name if row.source else row.sender.replace("|", " ") or row.peer
+
+    @admin.display(description="Accession")
+    def accessions(self, row: Message) -> str:
+        return ", ".join(row.accession_numbers) or "–"
+
+    @admin.display(description="State", ordering="state")
+    def state_chip(self, row: Message) -> str:
+        return chip(row.state, Message.State(row.state).label.partition(":")[0])
+
+    @admin.display(description="Trouble")
+    def trouble(self, row: Message) -> str:
+        return "; ".join(str(e.get("text", "")) for e in row.errors)[:90]
+
+    # -- the page of one message
+
+    def detail(self, request: HttpRequest, row: Message) -> dict[str, Any]:
+        errors = [e for e in row.errors if isinstance(e, dict)]
+        segments = describe(bytes(row.raw), tuple(e.get("place", "") for e in errors if e.get("place")))
+        return {
+            "title": "Message",
+            "segments": segments,
+            "readable": any(s.fields for s in segments),
+            "errors": errors,
+            "about": title_of(row.message_type, row.trigger_event),
+            "ack_lines": bytes(row.ack).decode("utf-8", "replace").strip("\r\n").split("\r")
+            if row.ack
+            else [],
+            "open": row.state in Message.OPEN_STATES and row.solved_at is None,
+            "patients": Patient.objects.filter(pk__in=row.patient_ids),
+            "orders": ImagingServiceRequest.objects.filter(pk__in=row.request_ids),
+            "settled_by": story.explain(row.solved_by)[0] if row.solved_by else "",
+        }
+
+    def own_urls(self) -> list[URLPattern]:
+        return [
+            self.door("<int:pk>/again/", self.again, "again", post=True),
+            self.door("<int:pk>/skip/", self.skip, "skip", post=True),
+        ]
+
+    def again(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Apply a message that was refused or parked, by its source's present profile."""
+        row = get_object_or_404(Message, pk=pk)
+        try:
+            solving.apply_again(pk, cause.user(request.user.pk or 0), request.POST.get("reason", ""))
+        except solving.Refused as refused:
+            messages.error(request, f"Still refused: {refused.problem.text}")
+        except solving.NotOpen as settled:
+            messages.error(request, str(settled))
+        else:
+            self.record(request, "apply", [row])
+            messages.success(request, "The message is applied.")
+        return redirect(self.url_of(row))
+
+    def skip(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Leave a message for good, with a reason."""
+        row = get_object_or_404(Message, pk=pk)
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            messages.error(request, "Say why it is skipped; the next person will ask.")
+            return redirect(self.url_of(row))
+        try:
+            solving.skip(pk, cause.user(request.user.pk or 0), reason)
+        except solving.NotOpen as settled:
+            messages.error(request, str(settled))
+        else:
+            self.record(request, "skip", [row])
+            messages.success(request, "The message is skipped; its lane goes on.")
+        return redirect(self.url_of(row))
+
+
+class OutboxFilter(DefaultFilter):
+    """Outbox items of one state."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        return OutboxItem.State.choices
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset if self.value() == "all" else queryset.filter(state=self.value())
+
+
+@admin.register(OutboxItem)
+class OutboxAdmin(DeskAdmin):
+    """What we tell others; what failed stands first."""
+
+    patient_data = "delivery"
+    detail_template = "admin/integration/outbox_item.html"
+    list_display = (
+        "made",
+        "kind",
+        "destination",
+        "control_id",
+        "state_chip",
+        "attempts",
+        "due",
+        "last_error",
+    )
+    list_display_links = ("made", "kind")
+    list_filter = (OutboxFilter, "kind", ("destination", admin.RelatedOnlyFieldListFilter))
+    search_fields = ("control_id",)
+    search_help_text = "Control ID or subject"
+    list_select_related = ("destination",)
+    empty_hint = "Signing a report or moving a step puts a message here for every destination that wants it."
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).defer("payload", "answer", "facts")
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        first = Case(
+            When(state=OutboxItem.State.PARKED, then=Value(0)),
+            When(state=OutboxItem.State.QUEUED, then=Value(1)),
+            default=Value(2),
+            output_field=IntegerField(),
+        )
+        return (first, "-id")
+
+    def find(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
+        return queryset.filter(Q(control_id=term) | Q(subject__contains=term)) if term else queryset
+
+    def patients_of(self, rows: Iterable[Any]) -> list[Any]:
+        return [row.patient_id for row in rows]
+
+    @admin.display(description="Made", ordering="id")
+    def made(self, row: OutboxItem) -> str:
+        return moment(row.created_at)
+
+    @admin.display(description="State", ordering="state")
+    def state_chip(self, row: OutboxItem) -> str:
+        return chip(row.state, OutboxItem.State(row.state).label.partition(":")[0])
+
+    @admin.display(description="Waits")
+    def due(self, row: OutboxItem) -> str:
+        return age(row.created_at) if row.state in ("queued", "parked") else ""
+
+    # -- the page of one item
+
+    def detail(self, request: HttpRequest, row: OutboxItem) -> dict[str, Any]:
+        payload = bytes(row.payload or b"")
+        is_hl7 = row.destination.kind == Destination.Kind.HL7
+        return {
+            "title": "Delivery",
+            "segments": describe(payload) if payload and is_hl7 else [],
+            "text": "" if is_hl7 else payload.decode("utf-8", "replace")[:60_000],
+            "answer": bytes(row.answer or b"").decode("utf-8", "replace")[:8000].replace("\r", "\n").strip(),
+            "tries": DeliveryAttempt.objects.filter(item=row).order_by("-id")[:50],
+            "why": story.explain(row.cause),
+            "patient_url": desk_url("ris.patient", row.patient_id) if row.patient_id else "",
+            "circuit_open": row.destination.circuit_open_until,
+        }
+
+    def own_urls(self) -> list[URLPattern]:
+        return [self.door("<int:pk>/do/<slug:what>/", self.act, "act", post=True)]
+
+    def act(self, request: HttpRequest, pk: int, what: str) -> HttpResponse:
+        """Send an item again, compose it anew, or skip it."""
+        row = get_object_or_404(OutboxItem.objects.select_related("destination"), pk=pk)
+        deeds = {
+            "again": (delivery.send_again, "It is queued again."),
+            "compose": (delivery.compose_again, "It will be composed anew and sent."),
+            "skip": (delivery.skip, "It is skipped and will not be sent."),
+        }
+        if what in deeds:
+            deed, done = deeds[what]
+            deed(row)
+            self.record(request, f"send {what}", [row])
+            messages.success(request, done)
+        return redirect(self.url_of(row))
+
+
+@admin.register(Source)
+class SourceAdmin(DeskAdmin):
+    """Systems that send us HL7 v2, each with its profile as data."""
+
+    writable = True
+    list_display = ("name", "application", "facility", "address", "enabled", "version")
+    list_filter = ("enabled",)
+    search_fields = ("name", "application", "facility")
+    exclude = ("temporary",)
+    readonly_fields = ("version",)
+    empty_hint = (
+        "A message from a sender that is not listed here is answered AR. Add the HIS, or load site.toml."
+    )
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if change and form.changed_data:
+            obj.version += 1
+        super().save_model(request, obj, form, change)
+        sources.forget()
+        audit.record_request(request, "configure", "source", objects=[obj.pk])
+
+
+@admin.register(Destination)
+class DestinationAdmin(DeskAdmin):
+    """Systems we send to."""
+
+    writable = True
+    list_display = ("name", "kind", "where", "wants", "enabled", "health")
+    list_filter = ("kind", "enabled")
+    search_fields = ("name", "host", "url")
+    exclude = ("temporary", "circuit_open_until", "failures")
+    empty_hint = "Add who should get reports and order status; or load them with site.toml."
+
+    @admin.display(description="Where")
+    def where(self, row: Destination) -> str:
+        return row.url or f"{row.host}:{row.port}"
+
+    @admin.display(description="Gets")
+    def wants(self, row: Destination) -> str:
+        return ", ".join(row.messages)
+
+    @admin.display(description="Health")
+    def health(self, row: Destination) -> str:
+        if not row.failures:
+            return chip("ready", "well")
+        return chip("parked", f"{row.failures} failures in a row")
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        audit.record_request(request, "configure", "destination", objects=[obj.pk])
+
+
+# -- this room's part of an order's story
+
+
+def _message(number: str) -> tuple[str, str] | None:
+    row = (
+        Message.objects.only("message_type", "trigger_event").filter(pk=int(number)).first()
+        if number.isdigit()
+        else None
+    )
+    if row is None:
+        return None
+    return f"by {row.message_type}^{row.trigger_event}", desk_url("integration.message", row.pk)
+
+
+story.explains("hl7", _message)
+
+
+@story.tells
+def messages_of(subject: story.Subject) -> Iterable[story.Entry]:
+    """The messages that made the order, and what was sent about it."""
+    for row in Message.objects.filter(request_ids__contains=[subject.request.pk]).defer("raw", "ack"):
+        yield story.Entry(
+            row.received_at,
+            f"Message {row.message_type}^{row.trigger_event} came",
+            f"{title_of(row.message_type, row.trigger_event)}, {row.get_state_display().partition(':')[0].lower()}",
+            tone="" if row.state in ("applied", "kept") else "bad",
+            url=desk_url("integration.message", row.pk),
+            by=f"from {row.source.name}" if row.source else "",
+        )
+    for item in _items_of(subject):
+        url = desk_url("integration.outboxitem", item.pk)
+        to = f"to {item.destination.name}"
+        if item.delivered_at:
+            yield story.Entry(
+                item.delivered_at, f"{item.kind} delivered", "acknowledged", tone="ok", url=url, by=to
+            )
+        else:
+            words = item.get_state_display().partition(":")[0].lower()
+            yield story.Entry(
+                item.created_at, f"{item.kind} {words}", item.last_error, tone="wait", url=url, by=to
+            )
+
+
+def _items_of(subject: story.Subject) -> QuerySet[OutboxItem]:
+    ids: list[UUID] = [
+        subject.request.pk,
+        *(p.pk for p in subject.procedures),
+        *(s.pk for s in subject.steps),
+        *(v.pk for v in subject.versions),
+        *{v.report_id for v in subject.versions},
+        *(m.study_id for m in subject.matches),
+    ]
+    kinds = (
+        "procedure:",
+        "step:",
+        "report_version:",
+        "ServiceRequest/",
+        "DiagnosticReport/",
+        "ImagingStudy/",
+    )
+    subjects = [f"{kind}{pk}" for pk in ids for kind in kinds]
+    found = OutboxItem.objects.filter(subject__in=subjects).select_related("destination")
+    return found.defer("payload", "answer", "facts")

@@ -1,0 +1,148 @@
+"""The desk for images: studies with their series and corrections, objects set aside, and who may speak DICOM with us."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+
+from common import audit
+from common.desk import DefaultFilter, DeskAdmin, chip
+from common.templatetags.orderly import moment, pn, short, size
+from pacs.models import ApplicationEntity, Overlay, SetAside, Study
+
+Beside = Callable[[Study], Iterable[tuple[str, str]]]
+beside: list[Beside] = []
+"""What upper rooms know of a study: functions study → (words, address), shown on its page."""
+
+owners: list[Callable[[list[Study]], list[Any]]] = []
+"""Upper rooms' answer to whose studies these are, for the audit trail: studies → patient ids."""
+
+
+@admin.register(Study)
+class StudyAdmin(DeskAdmin):
+    """Studies in the archive, as they are answered."""
+
+    patient_data = "study"
+    detail_template = "admin/pacs/study.html"
+    list_display = ("received", "patient", "patient_id", "what", "accession_number", "modalities", "images", "calling_ae",
+                    "settled")  # fmt: skip
+    list_display_links = ("received", "patient")
+    list_filter = ("study_date", "calling_ae")
+    search_fields = ("patient_id",)
+    search_help_text = "Name, patient ID, accession or UID"
+    ordering = ("-received_at",)
+    empty_hint = "Send images to us by C-STORE or STOW-RS; each study appears here within seconds."
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).filter(hidden=False)
+
+    def find(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
+        if not term:
+            return queryset
+        name = Q()
+        for word in term.split():
+            name &= Q(patient_name__icontains=word)
+        numbers = Q(patient_id=term) | Q(accession_number=term) | Q(study_instance_uid=term)
+        return queryset.filter(name | numbers)
+
+    def patients_of(self, rows: Iterable[Any]) -> list[Any]:
+        rows = list(rows)
+        return [pk for owner in owners for pk in owner(rows)]
+
+    @admin.display(description="Arrived", ordering="received_at")
+    def received(self, row: Study) -> str:
+        return moment(row.received_at)
+
+    @admin.display(description="Patient", ordering="patient_name_search")
+    def patient(self, row: Study) -> str:
+        return pn(row.patient_name)
+
+    @admin.display(description="Study")
+    def what(self, row: Study) -> str:
+        return row.study_description or "–"
+
+    @admin.display(description="Modality")
+    def modalities(self, row: Study) -> str:
+        return ", ".join(row.modalities_in_study)
+
+    @admin.display(description="Images", ordering="number_of_study_related_instances")
+    def images(self, row: Study) -> int:
+        return row.number_of_study_related_instances
+
+    @admin.display(description="State", ordering="settled_at")
+    def settled(self, row: Study) -> str:
+        return chip("ready", "settled") if row.settled_at else chip("STARTED", "growing")
+
+    def detail(self, request: HttpRequest, row: Study) -> dict[str, Any]:
+        overlay = Overlay.objects.filter(study=row).first()
+        return {
+            "title": "Study",
+            "series": row.series.order_by("series_number", "id"),
+            "corrections": sorted(overlay.attributes.items()) if overlay else [],
+            "overlay": overlay,
+            "links": [link for tell in beside for link in tell(row)],
+        }
+
+
+class AsideFilter(DefaultFilter):
+    """Objects that wait, unless asked otherwise."""
+
+    title = "state"
+    parameter_name = "state"
+    default = SetAside.State.OPEN
+
+    def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        return SetAside.State.choices
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset if self.value() == "all" else queryset.filter(state=self.value())
+
+
+@admin.register(SetAside)
+class SetAsideAdmin(DeskAdmin):
+    """Objects that were taken and kept, but could not be indexed."""
+
+    patient_data = "object set aside"
+    list_display = ("received", "reason", "detail", "calling_ae", "bytes", "uid", "state_chip")
+    list_filter = (AsideFilter, "reason", "calling_ae")
+    search_fields = ("sop_instance_uid", "study_instance_uid", "calling_ae")
+    search_help_text = "UID or AE title"
+    empty_hint = "Every object could be read. One that cannot be is kept, with its reason, and stands here."
+
+    @admin.display(description="Received", ordering="received_at")
+    def received(self, row: SetAside) -> str:
+        return moment(row.received_at)
+
+    @admin.display(description="Size", ordering="size")
+    def bytes(self, row: SetAside) -> str:
+        return size(row.size)
+
+    @admin.display(description="SOP Instance UID")
+    def uid(self, row: SetAside) -> str:
+        return short(row.sop_instance_uid, 32) or "–"
+
+    @admin.display(description="State", ordering="state")
+    def state_chip(self, row: SetAside) -> str:
+        return chip(row.state, row.get_state_display())
+
+
+@admin.register(ApplicationEntity)
+class ApplicationEntityAdmin(DeskAdmin):
+    """DICOM peers: who may call us and for what, and where we find them."""
+
+    writable = deletable = True
+    list_display = ("title", "host", "port", "may", "tls", "enabled", "description")
+    list_filter = ("enabled", "tls")
+    search_fields = ("title", "host", "description")
+    exclude = ("temporary",)
+    empty_hint = "An AE that is not listed may only C-ECHO. Add the scanners, or load them with site.toml."
+
+    @admin.display(description="May ask for")
+    def may(self, row: ApplicationEntity) -> str:
+        return ", ".join(row.services)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        audit.record_request(request, "configure", "application entity", objects=[obj.pk])
