@@ -45,15 +45,18 @@ class Engine:
             **(environment or {}),
         }
         self._popen: subprocess.Popen[bytes] | None = None
+        self._ports: dict[str, int] = {}  # of the first start; later ones take the same
 
     # -- life
 
     def start(self, *, wait: bool = True) -> Engine:
         """Start `serve`, the first time or again, and wait until `/readyz` says 200."""
-        site = ["--site", str(self.site)] if self.site else []
+        words = ["--site", str(self.site)] if self.site else []
+        for name in ("http", "mllp", "dicom"):
+            words += [f"--{name}", str(self._ports.get(name, 0))]
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "manage.py", "serve", "--http", "0", "--mllp", "0", "--dicom", "0", *site],
+                [sys.executable, "manage.py", "serve", *words],
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -63,6 +66,7 @@ class Engine:
             )
         if wait:
             self.wait_ready()
+            self._ports = self.run["ports"]
         return self
 
     def stop(self, seconds: float = 60) -> int:
@@ -122,7 +126,7 @@ class Engine:
         return int((self.run["database"] if name == "database" else self.run["processes"][name])["pid"])
 
     def port(self, name: str) -> int:
-        """The port of `http`, `mllp` or `dicom`; it may change when `serve` is started again."""
+        """The port of `http`, `mllp` or `dicom`: a free one, and the same when `serve` is started again."""
         return int(self.run["ports"][name])
 
     @property

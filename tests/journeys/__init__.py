@@ -1,0 +1,1 @@
+"""Whole paths, read like a day at the hospital."""
