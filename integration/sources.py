@@ -108,7 +108,9 @@ FIELDS: dict[str, str] = {
     "patient_size": "OBX[Body Height]-5, OBX[8302-2]-5, OBX[3137-7]-5",
     # visit
     "admission_id": "PV1-19, PID-18",
+    # how old the facts are, where MSH-7 says when the message was made at all
     "facts_at": "EVN-2, MSH-7",
+    "order_facts_at": "ORC-9, MSH-7",
 }
 
 

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from common.uids import is_loose_uid
 from integration.hl7v2 import patients, tables
 from integration.hl7v2.errors import Code, Location, refuse
 from integration.hl7v2.reading import NULL, Segment
-from integration.hl7v2.scope import Head, Scope, clean, facts_at
-from integration.hl7v2.timestamps import Precision
+from integration.hl7v2.scope import Head, Scope, clean, facts_at, instant
 from ris.commands import (
     ApplyOrders,
     OrderAction,
@@ -112,7 +111,7 @@ def read(head: Head) -> Orders:
     command = ApplyOrders(
         patient=_patient(head),
         groups=tuple(_group(head, g) for g in found),
-        facts_at=_facts_at(head, found),
+        facts_at=facts_at(found[0].scope, "order_facts_at"),
         source=head.profile.name,
         policy=_policy(head),
     )
@@ -169,14 +168,6 @@ def _patient(head: Head) -> RegisterPatient:
     if not scope.segment("PID") and head.message.message_type in ("ORR", "ORI", "ORG"):
         return RegisterPatient(identifiers=(), authoritative=False, facts_at=facts_at(scope))
     return patients.register(head, scope, authoritative=False)
-
-
-def _facts_at(head: Head, found: list[Group]) -> datetime:
-    """When the order was said: ORC-9 to the minute, else MSH-7, else on arrival; never later than that."""
-    read = found[0].scope.time("placed_at")
-    if read and read.precision >= Precision.MINUTE:
-        return min(read.utc(), head.received_at)
-    return facts_at(Scope(head))
 
 
 def _policy(head: Head) -> OrderPolicy:
@@ -253,6 +244,10 @@ def _procedure_of(group: Group) -> tuple[str, str]:
 def _group(head: Head, group: Group) -> OrderGroup:
     scope = group.scope
     action, status = _meaning(head, group)
+    keys = group.keys
+    named = (keys.accession_number, keys.placer.value, keys.filler.value, keys.study_instance_uid)
+    if not any(named) and action is not OrderAction.NEW:
+        raise refuse(Code.REQUIRED_FIELD, "The order has no number to be known by.", scope.segment("ORC").at(2))
     if action in (OrderAction.NEW, OrderAction.REPLACEMENT) and not group.has_detail:
         raise refuse(Code.SEGMENT_SEQUENCE, "A new order needs an OBR segment.", scope.segment("ORC").at())
     return OrderGroup(
@@ -319,9 +314,9 @@ def _request(head: Head, scope: Scope) -> dict[str, Any]:
     size = _measure(scope, "patient_size", {"m": 1, "cm": 0.01, "mm": 0.001, "in": 0.0254, "[in_i]": 0.0254})
     _put(values, "patient_weight", weight)
     _put(values, "patient_size", size)
-    placed = scope.time("placed_at")
+    placed = scope.lenient_time("placed_at")
     if placed:
-        values["placed_at"] = placed.utc()
+        values["placed_at"] = instant(placed, head.zone)
     _put(values, "route_of_admissions", scope.segment("PV1").value(2))
     return values
 
@@ -388,8 +383,7 @@ def _step(head: Head, scope: Scope) -> dict[str, Any]:
         values["minutes"] = int(minutes)
     start = scope.time("start")
     if start:
-        moment = start.value if start.value.tzinfo else start.value.replace(tzinfo=head.zone)
-        values["start"] = moment
+        moment = values["start"] = instant(start, head.zone)
         values["start_has_time"] = start.has_time
         values["timezone_offset_from_utc"] = _offset(moment.utcoffset()) if start.has_offset else ""
     return values

@@ -7,7 +7,7 @@ from typing import Any
 from integration.hl7v2 import names, tables
 from integration.hl7v2.errors import Code, Location, refuse
 from integration.hl7v2.reading import NULL, Segment
-from integration.hl7v2.scope import Head, Scope, clean, facts_at, read_time
+from integration.hl7v2.scope import Head, Scope, clean, facts_at, instant, read_time
 from integration.hl7v2.timestamps import Precision, TimestampError
 from integration.hl7v2.timestamps import parse as parse_time
 from ris.commands import ChangeIdentifier, Identifier, MergePatients, RegisterPatient, VisitFacts
@@ -153,15 +153,10 @@ def _instant(head: Head, segment: Segment, field: int) -> datetime | None:
     if not text:
         return None
     try:
-        read = parse_time(text, head.zone)
+        return instant(parse_time(text, head.zone), head.zone)
     except TimestampError:
         head.warnings.append(f"{segment.at(field)}: this is no time; it was passed over.")
         return None
-    return (
-        (read.value if read.value.tzinfo else read.value.replace(tzinfo=head.zone))
-        if read.has_time
-        else (read.value.replace(tzinfo=head.zone))
-    )
 
 
 def _location(pv1: Segment) -> str:

@@ -132,6 +132,14 @@ class Scope:
         segment, place = found
         return read_time(self.head, segment, place.field, place.component or 1)
 
+    def lenient_time(self, attribute: str) -> Timestamp | None:
+        """A time that no decision hangs on: one that cannot be read is noted and passed over."""
+        try:
+            return self.time(attribute)
+        except Refused as refusal:
+            self.head.warnings.append(f"{refusal.problem.location}: this is no time; it was passed over.")
+            return None
+
     def where(self, attribute: str) -> Location:
         """The place to name when an attribute is at fault: where it stands, else where it was looked for."""
         found = self.filled(attribute)
@@ -175,7 +183,7 @@ def clean(text: str) -> str:
 def read_time(head: Head, segment: Segment, field: int, component: int = 1) -> Timestamp | None:
     """A time in a field, in the message's zone; None when it is empty or `""`. Raises Refused (102)."""
     text = segment.value(field, component).strip()
-    if not text:
+    if not text.strip("0"):  # 00000000 is how some say that they do not know
         return None
     degree = segment.value(field, 2) if component == 1 else ""
     try:
@@ -185,30 +193,44 @@ def read_time(head: Head, segment: Segment, field: int, component: int = 1) -> T
         raise refuse(Code.DATA_TYPE, f"This is no time: {error}.", place) from None
 
 
-def facts_at(scope: Scope) -> datetime:
-    """How old the facts of a message are: EVN-2, else MSH-7, else when it came; never later than now.
+def facts_at(scope: Scope, attribute: str = "facts_at") -> datetime:
+    """How old the facts of a message are (EVN-2 or ORC-9, else MSH-7); never later than its arrival.
 
-    MSH-7 stands in when it is the same moment said more exactly.
+    A sender that leaves MSH-7 empty claims no order among its messages: then it is the arrival. MSH-7 stands in
+    for a place that says the same moment less exactly.
     """
-    candidates = []
-    for place in scope.profile.fields["facts_at"].places:
-        segment = scope.segment(place.segment)
-        try:
-            read = read_time(scope.head, segment, place.field, place.component or 1) if segment else None
-        except Refused:
-            continue
-        if read and read.precision >= Precision.DAY:
-            candidates.append(read)
-    if not candidates:
-        return scope.head.received_at
-    best = candidates[0]
-    for other in candidates[1:]:
-        said = timestamps.format_time(best.value, best.precision)[: min(best.precision, 14)]
-        if other.precision > best.precision and timestamps.format_time(other.value)[: len(said)] == said:
-            best = other
-    aware = best.value if best.value.tzinfo else best.value.replace(tzinfo=scope.head.zone)
-    moment = timestamps.Timestamp(aware, best.precision, best.has_offset).utc()
-    return scope.head.received_at if moment > scope.head.received_at + _FUTURE else moment
+    head = scope.head
+    if head.sent_at is None and head.message.message_type != "ADT":
+        return head.received_at
+    said = [t for place in scope.profile.fields[attribute].places if (t := _optional_time(scope, place))]
+    if not said:
+        return head.received_at
+    best = said[0]
+    if head.sent_at and head.sent_at.precision > best.precision and _covers(best, head.sent_at):
+        best = head.sent_at
+    moment = instant(best, head.zone)
+    return head.received_at if moment > head.received_at + _FUTURE else moment
+
+
+def instant(read: Timestamp, zone: tzinfo) -> datetime:
+    """The aware moment of a time; a date is its midnight in the zone."""
+    return read.value if read.value.tzinfo else read.value.replace(tzinfo=zone)
+
+
+def _optional_time(scope: Scope, place: Place) -> Timestamp | None:
+    segment = scope.segment(place.segment)
+    try:
+        read = read_time(scope.head, segment, place.field, place.component or 1) if segment else None
+    except Refused:
+        return None
+    return read if read and read.precision >= Precision.MINUTE else None
+
+
+def _covers(coarse: Timestamp, fine: Timestamp) -> bool:
+    """Whether the finer time lies within the minute (or second) that the coarser one names."""
+    digits = min(coarse.precision, Precision.SECOND)
+    texts = [t.value.strftime("%Y%m%d%H%M%S")[:digits] for t in (coarse, fine)]
+    return texts[0] == texts[1]
 
 
 def _raw(segment: Segment, place: Place) -> str:

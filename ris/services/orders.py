@@ -88,7 +88,7 @@ class _Work:
     def group(self, index: int, group: OrderGroup) -> None:
         self.index = index
         self._check_lengths(group.keys)
-        request = self._find_request(group.keys)
+        request = self._find_request(group.keys, group.action in _MAKING)
         if group.action in _MAKING:
             self._make_or_change(group, request)
         elif group.action is OrderAction.NUMBER_ASSIGNED:
@@ -102,15 +102,18 @@ class _Work:
 
     # -- finding -----------------------------------------------------------------------------------------
 
-    def _find_request(self, keys: OrderKeys) -> ImagingServiceRequest | None:
-        """The order these keys mean. The accession decides; an order whose accession we made may take theirs."""
+    def _find_request(self, keys: OrderKeys, making: bool) -> ImagingServiceRequest | None:
+        """The order these keys mean. The accession decides; an order whose accession we made may take theirs.
+
+        What makes nothing (cancel, hold, …) may also name a known order beside an accession nobody knows.
+        """
         requests = list(self.ctx.requests.values())
         request = None
         if keys.accession_number:
             request = next((r for r in requests if self._is_accession(r, keys)), None)
         if request is None:
             others = [r for r in requests if self._is_numbered(r, keys)]
-            if keys.accession_number:
+            if keys.accession_number and making:
                 others = [r for r in others if not r.accession_number or "accession_number" in _made(r)]
             if len(others) > 1:
                 own = [r for r in others if self.patient and self.ctx.patient_of(r).id == self.patient.id]
