@@ -29,7 +29,7 @@ from worklist.attributes import (
     TIMEZONE_OFFSET_FROM_UTC,
     Entry,
 )
-from worklist.profile import Profile
+from worklist.peers import Profile
 
 START_DATE, START_TIME, STATUS, STATION_AE_TITLE = 0x00400002, 0x00400003, 0x00400020, 0x00400001
 MAX_KEYS = 500

@@ -16,10 +16,9 @@ from common import alerts
 from pacs.dimse import status
 from pacs.dimse.registry import Refused, Registry, Request
 from pacs.matching import BadKey, Keys, keys_of
-from worklist import profile as profiles
-from worklist import querylog, questions
+from worklist import peers, querylog, questions
 from worklist.answers import Answers, Form
-from worklist.profile import Profile
+from worklist.peers import Profile
 from worklist.querylog import Asked
 from worklist.questions import Question
 
@@ -68,7 +67,7 @@ def find(request: Request) -> Iterator[tuple[int, bytes]]:
 
 def _profile_of(request: Request) -> Profile:
     peer = request.assoc.peer
-    return profiles.lenient(peer.options if peer else None)
+    return peers.lenient(peer.options if peer else None)
 
 
 def _remember(asked: Asked) -> None:

@@ -1,1 +1,1 @@
-"""Whole paths, read like a day at the hospital."""
+"""Journeys: from one door of the engine to another, with the programs of others as peers."""

@@ -1,4 +1,4 @@
-"""How a scanner wants its worklist: the table `worklist` of an application entity's settings.
+"""How a scanner wants its worklist and MPPS: the tables `worklist` and `mpps` of an application entity's settings.
 
 In site.toml it stands below the AE, and everything in it is optional:
 
@@ -24,6 +24,11 @@ only_character_set true: it can read nothing else; what its character set lacks 
 lengths            characters it can show: { PatientName = 32, RequestedProcedureDescription = 20 }
 limit              most answers to one query (default 10000); then what `limit_status` says
 limit_status       `A700` (default: the standard's "out of resources") or `success`
+
+and of `mpps`:
+
+strict             true: what is missing or empty against PS3.4 table F.7.2-1 is refused; false (default): only
+                   what type 1 demands, the rest is taken and shown to a clerk
 """
 
 from __future__ import annotations
@@ -41,6 +46,8 @@ from ris.models.schedule import StepStatus
 from ris.transitions import ON_WORKLIST
 from worklist import charsets
 
+SETTING_KEYS = frozenset({"worklist", "mpps"})
+"""What `[[ae]]` of site.toml may hold for this room."""
 SEE = ("all", "own", "group", "room", "modality")
 LIMIT = 10_000
 
