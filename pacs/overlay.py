@@ -261,7 +261,7 @@ def splice(data: Any, start: int, transfer_syntax: str, attributes: Attributes) 
     if not attributes:
         return Splice(b"", start)
     if transfer_syntax in DEFLATED_SYNTAXES:
-        inflated = _inflate(data, start)
+        inflated = inflate(data, start)
         inner = splice(inflated, 0, "1.2.840.10008.1.2.1", attributes)
         deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         whole = deflater.compress(inner.head) + deflater.compress(memoryview(inflated)[inner.resume :])
@@ -554,7 +554,7 @@ def _framed(data: Any, element: _Element, syntax: _Syntax, value: bytes) -> byte
     return head[:-2] + struct.pack(syntax.order + "H", len(value)) + value
 
 
-def _inflate(data: Any, start: int) -> bytes:
+def inflate(data: Any, start: int) -> bytes:
     """A deflated data set opened (PS3.5 A.5), with an end to its size."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     whole = bytearray()
