@@ -86,10 +86,16 @@ def _asking(separators: Separators, fields: list[str]) -> Asking:
         control_id=echo(10),
         processing_id=echo(11) or "P",
         version=echo(12) or "2.5.1",
-        accept=echo(15).upper(),
-        application=echo(16).upper(),
+        accept=_condition(echo(15)),
+        application=_condition(echo(16)),
         charset=echo(18).split(separators.repetition)[0],
     )
+
+
+def _condition(text: str) -> str:
+    """A value of table 0155; anything else (a space, a word of somebody's own) asks for nothing."""
+    found = text.strip().upper()
+    return found if found in ("AL", "NE", "ER", "SU") else ""
 
 
 def harmless(field: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import uvloop
 from django.conf import settings
+from django.db import connections
 
 from common.crashpoints import crashpoint
 from common.process import Context
@@ -102,7 +103,22 @@ class Listener:
         if self._watch:
             self._watch.cancel()
         await asyncio.sleep(0)  # lets transports write their last bytes
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        self._close_database_connections()
+        self.pool.shutdown(wait=True)
+
+    def _close_database_connections(self) -> None:
+        """Each thread of the pool closes its own; the barrier gives every thread one of these tasks."""
+        barrier = threading.Barrier(self.limits.threads)
+
+        def close() -> None:
+            try:
+                barrier.wait(2.0)
+            except threading.BrokenBarrierError:
+                pass  # a thread is still at work; the end of the process closes the rest
+            connections.close_all()
+
+        for _ in range(self.limits.threads):
+            self.pool.submit(close)
 
     async def _watch_clocks(self) -> None:
         """Close what is silent or endless; one task for all connections."""

@@ -7,7 +7,6 @@ import time
 
 import pytest
 import uvloop
-from django.db import connections
 
 from integration import inbox, sources
 from integration.hl7v2.framing import Decoder, Frame, encode
@@ -20,7 +19,8 @@ from ris.services import authorities, catalogue
 class Door:
     """A running listener: its port, and how to stop it."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tls: bool = False) -> None:
+        self._tls = tls
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self._loop = uvloop.new_event_loop()
@@ -38,13 +38,10 @@ class Door:
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
         self.listener = Listener(self._limits)
-        await self.listener.start(self.socket, None)
+        await self.listener.start(*((None, self.socket) if self._tls else (self.socket, None)))
         self._started.set()
         await self._stop.wait()
-        closers = [self.listener.pool.submit(connections.close_all) for _ in range(self._limits.threads * 4)]
         await self.listener.stop()
-        for closer in closers:
-            closer.cancel() or closer.result(10)
 
     def stop(self) -> None:
         """Drain and stop."""
@@ -127,8 +124,8 @@ def open_door(transactional_db, fresh_memory):
     """Start a listener with the given limits."""
     opened: list[Door] = []
 
-    def make(**limits) -> Door:
-        opened.append(Door(Limits(**{"threads": 4, **limits})))
+    def make(tls: bool = False, **limits) -> Door:
+        opened.append(Door(Limits(**{"threads": 4, **limits}), tls))
         return opened[-1]
 
     yield make

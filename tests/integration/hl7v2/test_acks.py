@@ -73,6 +73,7 @@ def test_before_2_5_the_place_is_err_1_and_the_text_msa_3():
     [
         ("", "", AckCode.AA, ("AA", None)),
         ("", "", AckCode.AE, ("AE", None)),
+        (" ", "maybe", AckCode.AA, ("AA", None)),
         ("AL", "NE", AckCode.AA, ("CA", None)),
         ("AL", "NE", AckCode.AE, ("CE", None)),
         ("AL", "NE", AckCode.AR, ("CR", None)),
@@ -91,7 +92,7 @@ def test_before_2_5_the_place_is_err_1_and_the_text_msa_3():
 def test_msh_15_and_16_choose_the_answers(accept, application, code, expected):
     asked = asking(sent(accept=accept, application=application))
     assert replies(asked, code) == expected
-    assert asked.enhanced == bool(accept or application)
+    assert asked.enhanced == bool({accept, application} & {"AL", "NE", "ER", "SU"})
 
 
 def test_the_senders_separators_and_character_set_are_used():
