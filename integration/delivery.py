@@ -59,12 +59,15 @@ class Outcome:
 class Transport(Protocol):
     """The way to one destination, open while a worker drains it."""
 
-    def prepare(self, item: OutboxItem) -> bytes:
-        """The bytes that are kept before the first attempt. Raises ComposeError."""
+    def prepare(self, item: OutboxItem) -> bytes | None:
+        """The bytes that are kept before the first attempt, or None where each attempt makes its own.
+
+        Raises ComposeError.
+        """
         ...
 
     def deliver(self, item: OutboxItem) -> Outcome:
-        """One attempt, bounded in time."""
+        """One attempt, bounded in time. Raises ComposeError."""
         ...
 
     def close(self) -> None:
@@ -146,10 +149,14 @@ def drain(destination_id: int, stopping: Event | None = None, seconds: float = 2
             claimed = claim(destination_id)
             if claimed is None:
                 break
-            if transport is None:
-                transport = open_transport(claimed.destination)
-            attempt(claimed, transport)
             tried += 1
+            try:
+                transport = transport or open_transport(claimed.destination)
+            except (OSError, ValueError) as error:  # settings that make no connection: a bad url, no such file
+                fault = Outcome("transport", f"settings: {error}", again=True, down=True)
+                settle(claimed, fault, now(), 0.0)
+                continue
+            attempt(claimed, transport)
     finally:
         if transport is not None:
             transport.close()
@@ -204,6 +211,8 @@ def attempt(item: OutboxItem, transport: Transport) -> Outcome:
         crashpoint("delivery.before_send")
         try:
             outcome = transport.deliver(item)
+        except ComposeError as error:
+            outcome = Outcome("compose", str(error))
         except Exception as error:  # our own fault: one bad item must not stop its destination
             logger.exception("outbox item %s could not be delivered", item.pk)
             outcome = Outcome("transport", f"internal error: {type(error).__name__}", again=True)
@@ -223,8 +232,9 @@ def _prepared(item: OutboxItem, transport: Transport) -> Outcome | None:
     except Exception as error:
         logger.exception("outbox item %s could not be composed", item.pk)
         return Outcome("compose", f"internal error: {type(error).__name__}")
-    item.payload = payload
-    OutboxItem.objects.filter(pk=item.pk, lease_owner=item.lease_owner).update(payload=payload)
+    if payload is not None:
+        item.payload = payload
+        OutboxItem.objects.filter(pk=item.pk, lease_owner=item.lease_owner).update(payload=payload)
     return None
 
 
