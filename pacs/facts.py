@@ -21,6 +21,7 @@ from pacs.matching import name_keys, parse_date, parse_time, text_key
 from pacs.models import Instance, Series, Study
 
 STUDY_INSTANCE_UID, SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
+PATIENT_ID = 0x00100020
 SOP_CLASS_UID, SOP_INSTANCE_UID = 0x00080016, 0x00080018
 _LARGEST = {"instance_number": 2**63 - 1, "series_number": 2**63 - 1, "bits_allocated": 2**15 - 1}
 _LARGEST_BY_DEFAULT = 2**31 - 1
@@ -183,7 +184,7 @@ class Facts:
             elif vr == "TM":
                 found[column] = _time(self.header.text(tag))
             else:
-                most = model._meta.get_field(column).max_length  # type: ignore[attr-defined]
+                most = model._meta.get_field(column).max_length  # type: ignore[union-attr]
                 found[column] = text_key(self.header.text(tag).replace("\0", ""))[:most]
         return found
 

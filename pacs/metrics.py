@@ -1,13 +1,14 @@
 """What the archive counts, and what waits in it."""
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from django.db.models import Count, Min, Sum
 
 from common.clock import now
 from common.metrics import Waiting, counter, gauge, queue
 from pacs.models import Instance, SetAside, Study
+from pacs.storage import spool
 
 
 @gauge("orderly_studies", "Studies in the archive")
@@ -31,6 +32,12 @@ def unsettled() -> Iterable[Waiting]:
     quiet = Study.objects.filter(settled_at__isnull=True, last_instance_at__lt=now() - timedelta(minutes=5))
     found = quiet.aggregate(count=Count("pk"), oldest=Min("last_instance_at"))
     yield Waiting("studies", found["count"], found["oldest"])
+
+
+@queue("spool", "Received objects that are not indexed", late_after=60)
+def spooled() -> Iterable[Waiting]:
+    count, oldest = spool.oldest()
+    yield Waiting("files", count, datetime.fromtimestamp(oldest, UTC) if oldest else None)
 
 
 @queue("set_aside", "Objects set aside for a person", late_after=86_400)

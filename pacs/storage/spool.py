@@ -400,15 +400,29 @@ def _entries_of_segment(path: Path, orphaned: bool) -> Iterator[Entry | Torn]:
             yield Torn(path, at)
 
 
+def is_cut_off(rest: bytes) -> bool:
+    """Whether the end of a segment is a record that a crash cut short, or was never written (zeros)."""
+    if len(rest) < _RECORD.size:
+        return rest.startswith(_MAGIC) or not rest.strip(b"\0") or _MAGIC.startswith(rest)
+    magic, _, _, _, size, _ = _RECORD.unpack_from(rest)
+    return not rest.strip(b"\0") or (magic == _MAGIC and len(rest) < _RECORD.size + size <= 5 * SMALL)
+
+
+def raw(entry: Entry) -> bytes:
+    """The bytes of an entry within a segment, whatever they are."""
+    with entry.path.open("rb") as file:
+        return os.pread(file.fileno(), entry.size, entry.start)
+
+
 def read(entry: Entry) -> bytes:
     """The Part 10 file of a small entry. Raises ValueError when its bytes are not those that were received."""
     with entry.path.open("rb") as file:
         at = entry.start - _RECORD.size
-        raw = os.pread(file.fileno(), _RECORD.size + entry.size, at)
-    (crc,) = struct.unpack_from("<I", raw, 4)
-    if len(raw) < _RECORD.size + entry.size or zlib.crc32(memoryview(raw)[8:]) != crc:
+        record = os.pread(file.fileno(), _RECORD.size + entry.size, at)
+    (crc,) = struct.unpack_from("<I", record, 4)
+    if len(record) < _RECORD.size + entry.size or zlib.crc32(memoryview(record)[8:]) != crc:
         raise ValueError("record torn")
-    return raw[_RECORD.size :]
+    return record[_RECORD.size :]
 
 
 def verify(entry: Entry) -> None:
@@ -454,7 +468,9 @@ def clean(folder: Path, orphaned: bool) -> None:
         if position(path) >= path.stat().st_size:
             path.unlink()
             path.with_suffix(".done").unlink(missing_ok=True)
-    if orphaned and {entry.name for entry in os.scandir(folder)} <= {"lock"}:
+    # A folder that is this young may be one whose receiver is just about to take its lock.
+    settled = time.time() - folder.stat().st_mtime > 10
+    if orphaned and settled and {entry.name for entry in os.scandir(folder)} <= {"lock"}:
         (folder / "lock").unlink(missing_ok=True)
         folder.rmdir()
 

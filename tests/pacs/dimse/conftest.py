@@ -27,7 +27,7 @@ class Served:
     port: int
     server: Server
     stopping: threading.Event
-    spool: Path
+    spool_root: Path
     refusals: list[tuple[str, str, str]] = field(default_factory=list)
 
     def destination(self, calling: str = "SCANNER", called: str = "ORDERLY") -> Destination:
@@ -36,7 +36,7 @@ class Served:
     def entries(self) -> list[spool.Entry]:
         """What lies whole in the spool."""
         found = []
-        for folder, orphaned in spool.folders(self.spool):
+        for folder, orphaned in spool.folders(self.spool_root):
             found += [entry for entry in spool.entries(folder, orphaned) if isinstance(entry, spool.Entry)]
         return found
 
@@ -46,7 +46,7 @@ class Served:
 
     def leftovers(self) -> list[str]:
         """Names of files that hold no whole object."""
-        return [path.name for path in self.spool.rglob("*.part")]
+        return [path.name for path in self.spool_root.rglob("*.part")]
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def serve(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     def start(
         register: Callable[[Registry], None] | None = None,
         known: list[Known] | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
     ) -> Served:
         registry = Registry()
         echo.register(registry)
         store.register(registry)
         if register:
             register(registry)
-        slots = Slots(limits)
+        slots = Slots(limits or Limits())
         directory = StaticDirectory(
             known if known is not None else [Known("SCANNER", "*", ALL), Known("STORESCU", "*", ALL)]
         )

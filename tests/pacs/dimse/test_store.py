@@ -125,10 +125,18 @@ def _announced_as_another() -> set[str]:
 def test_storescu_sends_every_transfer_syntax_of_the_samples(served: Served) -> None:
     storescu = require_peer("storescu")
     options = {
-        "JPEG_Lossless": "-xs", "JPEG_Extended": "-xx", "JPEG_Baseline": "-xy", "JPEG_2000_Image_Compression_L": "-xv",
-        "JPEG_2000_Image_Compression.": "-xw", "JPEG_LS": "-xt", "RLE": "-xr", "Deflated": "-xd", "Explicit_VR_Big": "-xb",
-        "Explicit_VR_Little": "-xe", "Implicit": "-xi",
-    }  # fmt: skip
+        "JPEG_Lossless": "-xs",
+        "JPEG_Extended": "-xx",
+        "JPEG_Baseline": "-xy",
+        "JPEG_2000_Image_Compression_L": "-xv",
+        "JPEG_2000_Image_Compression.": "-xw",
+        "JPEG_LS": "-xt",
+        "RLE": "-xr",
+        "Deflated": "-xd",
+        "Explicit_VR_Big": "-xb",
+        "Explicit_VR_Little": "-xe",
+        "Implicit": "-xi",
+    }
     count = 0
     for path in sorted(sample("dicom", "ts").glob("*.dcm")):
         option = next((flag for start, flag in options.items() if path.name.startswith(start)), None)

@@ -1,0 +1,324 @@
+"""From the spool to files and rows: nothing is lost, doubled or half there."""
+
+from __future__ import annotations
+
+from datetime import date, time, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import IntegrityError
+
+from common import events
+from common.clock import now
+from common.models import Alert, AuditEvent
+from pacs import indexing
+from pacs.events import StudySettled
+from pacs.models import Instance, Series, SetAside, Study
+from pacs.storage import spool
+from pacs.storage.part10 import read_prefix
+from pacs.storage.volume import open_file
+from tests.pacs.storage.conftest import data_set, encoded
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def index_all() -> int:
+    total = 0
+    while count := indexing.index_once():
+        total += count
+    return total
+
+
+def files(data_dir: Path, volume: str = "volume") -> list[Path]:
+    return sorted(path for path in (data_dir / volume).rglob("*") if path.is_file())
+
+
+def bytes_of(instance: Any) -> bytes:
+    with open_file(instance) as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("pixels", [100, 500_000])
+def test_an_object_gets_its_rows_and_a_plain_file_with_its_data_set_unchanged(
+    spooled: Any, data_dir: Path, pixels: int
+) -> None:
+    data = spooled(pixels=pixels)
+    assert indexing.index_once() == 1
+    instance = Instance.objects.select_related("series__study").get()
+    series, study = instance.series, instance.series.study
+    assert bytes_of(instance)[instance.data_set_offset :] == data
+    assert instance.sha256 == sha256(data).hexdigest()
+    assert instance.size == len(bytes_of(instance))
+    assert (instance.sop_instance_uid, instance.instance_number, instance.rows) == ("1.2.3.1.1", 1, 10)
+    assert (series.series_instance_uid, series.modality, series.series_number) == ("1.2.3.1", "CT", 1)
+    assert (study.study_instance_uid, study.patient_id, study.accession_number) == ("1.2.3", "P1", "A1")
+    assert (study.patient_name, study.patient_name_search) == ("Doe^Jane", "doe^jane")
+    assert (study.study_date, study.study_time) == (date(2026, 3, 10), time(10, 15, 30))
+    assert (study.modalities_in_study, study.number_of_study_related_instances) == (["CT"], 1)
+    assert (study.calling_ae, instance.calling_ae) == ("CT01", "CT01")
+    assert files(data_dir) == [data_dir / "volume" / instance.path]
+    assert spool.oldest()[0] == 0
+    audit = AuditEvent.objects.get()
+    assert (audit.actor, audit.action, audit.object_ids) == ("ae:CT01", "store", [str(study.pk)])
+
+
+def test_a_batch_of_several_studies_is_counted_right(spooled: Any) -> None:
+    for study in range(3):
+        for series in range(2):
+            for image in range(4):
+                spooled(
+                    pixels=70_000 if image == 3 else 10,
+                    StudyInstanceUID=f"1.{study + 1}",
+                    SeriesInstanceUID=f"1.{study + 1}.{series + 1}",
+                    SOPInstanceUID=f"1.{study + 1}.{series + 1}.{image + 1}",
+                    Modality="CT" if series else "SR",
+                )
+    assert index_all() == 24
+    assert Study.objects.count() == 3 and Series.objects.count() == 6 and Instance.objects.count() == 24
+    for study in Study.objects.all():
+        assert study.number_of_study_related_series == 2
+        assert study.number_of_study_related_instances == 8
+        assert study.modalities_in_study == ["CT", "SR"]
+        assert study.size == sum(i.size for i in Instance.objects.filter(series__study=study))
+    # More of the same study later, in a batch of its own.
+    spooled(StudyInstanceUID="1.1", SeriesInstanceUID="1.1.1", SOPInstanceUID="1.1.1.99")
+    index_all()
+    assert Study.objects.get(study_instance_uid="1.1").number_of_study_related_instances == 9
+    assert Series.objects.get(series_instance_uid="1.1.1").number_of_series_related_instances == 5
+
+
+def test_the_same_instance_again_changes_nothing(spooled: Any, data_dir: Path) -> None:
+    spooled()
+    spooled()
+    index_all()
+    spooled()
+    index_all()
+    assert Instance.objects.count() == 1
+    assert Study.objects.get().number_of_study_related_instances == 1
+    assert not SetAside.objects.exists()
+    assert len(files(data_dir)) == 1
+    assert spool.oldest()[0] == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_same_uid_with_other_bytes_is_kept_beside_the_first_and_listed(
+    spooled: Any, at_once: bool
+) -> None:
+    first = spooled()
+    if not at_once:
+        index_all()
+    second = spooled(StudyDescription="Other")
+    index_all()
+    instance, aside = Instance.objects.get(), SetAside.objects.get()
+    assert bytes_of(instance)[instance.data_set_offset :] == first
+    kept = bytes_of(aside)
+    assert kept[read_prefix(kept)[1] :] == second
+    assert (aside.reason, aside.sop_instance_uid, aside.calling_ae) == ("uid_taken", "1.2.3.1.1", "CT01")
+    spooled(StudyDescription="Other")
+    index_all()
+    assert SetAside.objects.count() == 1  # the same again is no further case
+
+
+@pytest.mark.parametrize(
+    ("bad", "detail"),
+    [
+        (b"this is no data set at all, whatever its sender may think", "header"),
+        (b"", "StudyInstanceUID is missing"),
+        (encoded(data_set(StudyInstanceUID=None)), "StudyInstanceUID is missing"),
+        (encoded(data_set(SeriesInstanceUID="1.2/../3")), "SeriesInstanceUID is no UID"),
+        (encoded(data_set())[:200], "cut off"),
+        (b"\x08\x00\x05\x10SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 3000, "deeper"),
+    ],
+)
+def test_a_bad_object_is_set_aside_and_never_its_batch(spooled: Any, bad: bytes, detail: str) -> None:
+    spooled(SOPInstanceUID="1.2.3.1.2")
+    spooled(bad)
+    spooled(SOPInstanceUID="1.2.3.1.3", pixels=100_000)
+    index_all()
+    assert Instance.objects.count() == 2
+    aside = SetAside.objects.get()
+    assert aside.reason == "unreadable" and detail in aside.detail
+    kept = bytes_of(aside)
+    assert kept[read_prefix(kept)[1] :] == bad
+    assert spool.oldest()[0] == 0
+
+
+def test_an_object_of_another_patient_in_the_same_study_is_set_aside(spooled: Any) -> None:
+    spooled()
+    index_all()
+    spooled(SOPInstanceUID="1.2.3.1.2", PatientID="P2", PatientName="Roe^Richard")
+    spooled(SOPInstanceUID="1.2.3.1.3", PatientID="P2")  # another ID of the same person may be
+    index_all()
+    assert set(Instance.objects.values_list("sop_instance_uid", flat=True)) == {"1.2.3.1.1", "1.2.3.1.3"}
+    assert SetAside.objects.get().reason == "inconsistent"
+    assert Study.objects.get().patient_id == "P1"
+
+
+def test_values_that_fit_no_column_do_not_keep_an_object_out(spooled: Any) -> None:
+    ds = data_set(StudyDate=None, StudyTime=None, Rows=None)
+    ds.add_new(0x00080020, "LO", "not a date")
+    ds.add_new(0x00080030, "LO", "99:99")
+    ds.add_new(0x00081030, "UT", "x" * 200)
+    ds.add_new(0x00200011, "LO", "999999999999999999999999")
+    ds.add_new(0x00100030, "LO", "yesterday, or so")
+    spooled(ds)
+    index_all()
+    study = Study.objects.get()
+    assert (study.study_date, study.study_time, study.study_description) == (None, None, "x" * 64)
+    assert Series.objects.get().series_number is None
+
+
+def test_names_are_read_in_their_character_set(spooled: Any) -> None:
+    ds = data_set(PatientName=None)
+    ds.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    ds.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    spooled(ds)
+    index_all()
+    study = Study.objects.get()
+    assert study.patient_name == "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    assert study.patient_name_ideographic_search == "山田^太郎"
+
+
+def test_after_a_crash_anywhere_the_spool_is_indexed_again(
+    spooled: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(BaseException):
+        pass
+
+    for number, point in enumerate(
+        ("indexer.placed", "indexer.before_commit", "indexer.committed", "volume.synced")
+    ):
+        sent = [
+            spooled(SOPInstanceUID=f"1.2.3.1.{number}{image}", pixels=10 ** (image + 3)) for image in range(3)
+        ]
+
+        def die(name: str, point: str = point) -> None:
+            if name == point:
+                raise Died
+
+        with monkeypatch.context() as patched:
+            patched.setattr("pacs.indexing.crashpoint", die)
+            patched.setattr("pacs.storage.volume.crashpoint", die)
+            with pytest.raises(Died):
+                indexing.index_once()
+        index_all()
+        assert Instance.objects.count() == len(sent) * (number + 1)
+    assert Study.objects.get().number_of_study_related_instances == 12
+    assert len(files(data_dir)) == 12
+    assert spool.oldest()[0] == 0
+    for instance in Instance.objects.all():
+        assert sha256(bytes_of(instance)[instance.data_set_offset :]).hexdigest() == instance.sha256
+
+
+def test_a_dead_receivers_folder_is_emptied_and_removed(
+    spooled: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled()
+    spooled(SOPInstanceUID="1.2.3.1.2", pixels=300_000)
+    folder = spool.mine().folder
+    (folder / "00000099.part").write_bytes(b"half an object")
+    with (folder / "00000001.seg").open("ab") as segment:
+        segment.write(b"ORD1 and no more")
+    spool.mine().close()
+    monkeypatch.setattr(spool, "_mine", None)
+    index_all()
+    assert Instance.objects.count() == 2
+    assert not SetAside.objects.exists()
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    monkeypatch.setattr("pacs.storage.spool.time.time", lambda: now().timestamp() + 60)
+    index_all()
+    assert not folder.exists()
+
+
+def test_what_the_disk_has_damaged_is_set_aside_not_indexed(
+    spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled()
+    spooled(SOPInstanceUID="1.2.3.1.2", pixels=300_000)
+    spooled(SOPInstanceUID="1.2.3.1.3")
+    folder = spool.mine().folder
+    spool.mine().close()
+    monkeypatch.setattr(spool, "_mine", None)
+    for path in (*folder.glob("*.obj"), *folder.glob("*.seg")):
+        raw = bytearray(path.read_bytes())
+        raw[500] ^= 1
+        path.write_bytes(raw)
+    index_all()
+    assert list(Instance.objects.values_list("sop_instance_uid", flat=True)) == ["1.2.3.1.3"]
+    assert SetAside.objects.filter(detail__contains="damaged").count() == 2
+
+
+def test_an_object_set_aside_can_be_tried_again(spooled: Any, data_dir: Path) -> None:
+    spooled()
+    index_all()
+    data = spooled(SOPInstanceUID="1.2.3.1.2", PatientID="P2", PatientName="Roe^Richard")
+    index_all()
+    row = SetAside.objects.get()
+    assert "another patient" in indexing.try_again(row)
+    Study.objects.update(patient_id="P2", patient_name="Roe^Richard")
+    assert indexing.try_again(row) == ""
+    instance = Instance.objects.get(sop_instance_uid="1.2.3.1.2")
+    assert bytes_of(instance)[instance.data_set_offset :] == data
+    assert SetAside.objects.get().state == "solved"
+    assert files(data_dir, "aside") == []
+
+
+# -- settling
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[StudySettled]:
+    told: list[StudySettled] = []
+    monkeypatch.setitem(events._handlers, StudySettled, [lambda event, unit: told.append(event)])
+    monkeypatch.setattr(indexing, "_waits", {})
+    return told
+
+
+def test_a_study_is_told_upward_once_when_it_is_quiet_and_again_when_it_grew(
+    spooled: Any, heard: list[StudySettled]
+) -> None:
+    spooled()
+    index_all()
+    assert indexing.settle_once() == 0
+    assert heard == []
+    Study.objects.update(last_instance_at=now() - timedelta(minutes=1))
+    assert indexing.settle_once() == 1
+    assert indexing.settle_once() == 0
+    assert [event.grown for event in heard] == [False]
+    assert Study.objects.get().settled_at is not None
+    spooled()  # the same again is no growth
+    index_all()
+    assert Study.objects.get().settled_at is not None
+    spooled(SOPInstanceUID="1.2.3.1.2")
+    index_all()
+    assert Study.objects.get().settled_at is None
+    Study.objects.update(last_instance_at=now() - timedelta(minutes=1))
+    assert indexing.settle_once() == 1
+    assert [event.grown for event in heard] == [False, True]
+
+
+def test_a_study_whose_hearers_fail_holds_up_no_other_and_raises_an_alert(
+    spooled: Any, heard: list[StudySettled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled(StudyInstanceUID="1.1", SOPInstanceUID="1.1.1")
+    spooled(StudyInstanceUID="1.2", SOPInstanceUID="1.2.1")
+    index_all()
+    Study.objects.update(last_instance_at=now() - timedelta(minutes=1))
+
+    def fail(event: StudySettled, unit: Any) -> None:
+        if event.study.study_instance_uid == "1.1":
+            raise IntegrityError("no such thing")
+        heard.append(event)
+
+    monkeypatch.setitem(events._handlers, StudySettled, [fail])
+    assert indexing.settle_once() == 1
+    assert indexing.settle_once() == 0  # waits its time
+    assert [event.study.study_instance_uid for event in heard] == ["1.2"]
+    assert Alert.objects.filter(recovered_at=None, key__startswith="settle:").count() == 1
+    assert Study.objects.get(study_instance_uid="1.1").settled_at is None
+    monkeypatch.setitem(events._handlers, StudySettled, [lambda event, unit: None])
+    indexing._waits.update({key: (0.0, n) for key, (_, n) in indexing._waits.items()})
+    assert indexing.settle_once() == 1
+    assert not Alert.objects.filter(recovered_at=None).exists()
