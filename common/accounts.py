@@ -29,6 +29,8 @@ GRANTS: dict[str, dict[str, tuple[Role, ...]]] = {
     "ris.station": {"view": _ALL, "add": _WIRES, "change": _WIRES, "delete": _WIRES},
     "ris.proceduredefinition": {"view": _ALL, "add": _WIRES, "change": _WIRES, "delete": _WIRES},
     "ris.change": {"view": (A, X)},
+    "worklist.worklistitem": {"view": _ALL},
+    "worklist.querylog": {"view": (C, T, A, X)},
     "pacs.study": {"view": _CARE},
     "pacs.setaside": {"view": (C, T, A, X), "change": (C, A, X)},
     "pacs.applicationentity": {"view": (T, A, X), "add": _WIRES, "change": _WIRES, "delete": _WIRES},
@@ -46,7 +48,7 @@ GRANTS: dict[str, dict[str, tuple[Role, ...]]] = {
 
 
 def may(model: str, action: str, roles: frozenset[str]) -> bool:
-    """Whether one of the roles may do the action (`view`, `add`, `change`, `delete`) on a model such as `ris.patient`."""
+    """Whether one of the roles may do the action (`view`, `add`, `change`, `delete`) on a model (`ris.patient`)."""
     granted = GRANTS.get(model, {})
     allowed = set(granted.get(action, ()))
     if action == "view":  # Django lets whoever may change also view

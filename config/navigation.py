@@ -54,6 +54,8 @@ ROOMS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Orders", "ris.imagingservicerequest", "assignment"),
             ("Schedule", "ris.scheduledprocedurestep", "calendar_month"),
             ("Unmatched studies", "ris.reconciliationcase", "link_off"),
+            ("Worklist", "worklist.worklistitem", "view_list"),
+            ("Worklist queries", "worklist.querylog", "contact_support"),
             ("Performed steps", "ris.performedprocedurestep", "task_alt"),
             ("Reports", "ris.report", "description"),
             ("Merges", "ris.patientmerge", "merge"),
