@@ -55,17 +55,22 @@ class Child:
         self.due = 0.0
         self.beaten: float | None = None
         self.last_exit: int | None = None
-        self.changed_at = datetime.now(UTC)
+        self.changed_at = self.down_since = datetime.now(UTC)
 
     def become(self, state: str) -> None:
-        self.state = state
         self.changed_at = datetime.now(UTC)
+        if self.state == "ready":
+            self.down_since = self.changed_at  # through all its starts, until it is ready again
+        self.state = state
 
     def described(self) -> dict[str, Any]:
         return {
             "pid": self.popen.pid if self.popen else None,
             "state": self.state,
             "since": self.changed_at.isoformat(timespec="milliseconds"),
+            "down_since": self.down_since.isoformat(timespec="milliseconds")
+            if self.state != "ready"
+            else None,
             "restarts": self.restarts,
             "last_exit": self.last_exit,
         }

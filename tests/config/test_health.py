@@ -19,13 +19,18 @@ from integration.models import Message
 
 pytestmark = pytest.mark.django_db
 
+BEFORE = (now() - timedelta(minutes=2)).isoformat()
+
 
 @pytest.fixture
 def run_json() -> Any:
     path = run_file(settings.DATA_DIR)
 
     def write(pid: int, **states: str) -> Path:
-        processes = {name: {"pid": 1, "state": state, "restarts": 2} for name, state in states.items()}
+        processes = {
+            name: {"pid": 1, "state": state, "restarts": 2, "down_since": BEFORE}
+            for name, state in states.items()
+        }
         path.write_text(json.dumps({"pid": pid, "ports": {}, "processes": processes}))
         return path
 
@@ -80,6 +85,7 @@ def test_metrics_tell_what_waits_and_for_how_long(client: Client, run_json: Any)
     assert float(lines['orderly_queue_oldest_seconds{part="refused",queue="inbox"}']) >= 3600
     assert lines['orderly_process_up{process="mllp"}'] == "0.0"
     assert lines['orderly_process_restarts_total{process="mllp"}'] == "2.0"
+    assert float(lines['orderly_queue_oldest_seconds{part="mllp",queue="processes"}']) >= 120
     assert lines["orderly_metrics_failed"] == "0.0"
 
 

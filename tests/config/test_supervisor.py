@@ -110,6 +110,9 @@ def test_a_child_that_keeps_dying_is_tried_later_and_later_and_hinders_nobody(su
     watched = supervise("failing", "idle")
     watched.wait_ready("idle")
     watched.wait(lambda: watched.child("failing")["restarts"] >= 3)
+    since = watched.child("failing")["down_since"]
+    watched.wait(lambda: watched.child("failing")["restarts"] >= 4)
+    assert watched.child("failing")["down_since"] == since
     assert watched.child("failing")["last_exit"] == 3
     assert watched.child("idle")["restarts"] == 0
 
