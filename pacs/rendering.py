@@ -24,7 +24,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,19 +88,28 @@ class Picture:
 # --- The side that serves --------------------------------------------------------------------------------
 
 
-def render(picture: Picture) -> bytes:
-    """The encoded picture. Waits for a free child and for the frame, both bounded. Raises RenderingError."""
-    return _pool().ask({"task": "picture", **asdict(picture)})
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A finished picture, and the window it shows; None for colour and for look-up tables."""
+
+    body: bytes
+    window: Window | None = None
+
+
+def render(picture: Picture) -> Made:
+    """Make a picture. Waits for a free child and for the frame, both bounded. Raises RenderingError."""
+    head, body = _pool().ask({"task": "picture", **asdict(picture)})
+    return Made(body, Window(*head["window"]) if head["window"] else None)
 
 
 def native_frame(path: str, frame: int) -> bytes:
     """A frame decoded to native pixels, little endian, colour as RGB by pixel. Raises RenderingError."""
-    return _pool().ask({"task": "native", "path": path, "frame": frame})
+    return _pool().ask({"task": "native", "path": path, "frame": frame})[1]
 
 
 def decompressed(path: str) -> bytes:
     """The object as a Part 10 file in Explicit VR Little Endian, pixels decoded. Raises RenderingError."""
-    return _pool().ask({"task": "decompress", "path": path})
+    return _pool().ask({"task": "decompress", "path": path})[1]
 
 
 class _Child:
@@ -169,7 +178,7 @@ class _Pool:
             self.places.put(None)
         self.running: set[_Child] = set()
 
-    def ask(self, request: dict[str, Any]) -> bytes:
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         try:
             child = self.places.get(timeout=WAIT_SECONDS)
         except queue.Empty:
@@ -198,7 +207,7 @@ class _Pool:
             self.places.put(child)
         if head["reason"]:
             raise RenderingError(head["reason"], head["detail"])
-        return body
+        return head, body
 
     def _drop(self, child: _Child) -> None:
         self.running.discard(child)
@@ -243,9 +252,9 @@ def main() -> None:
         wanted = json.loads(line)
         signal.alarm(int(SECONDS) + 5)
         reason = detail = ""
-        body = b""
+        made = Made(b"")
         try:
-            body = _TASKS[wanted.pop("task")](**wanted)
+            made = _TASKS[wanted.pop("task")](**wanted)
         except RenderingError as error:
             reason, detail = error.reason, error.detail
         except MemoryError:
@@ -255,12 +264,14 @@ def main() -> None:
         except Exception as error:
             reason, detail = "broken", f"the frame cannot be decoded ({type(error).__name__})"
         signal.alarm(0)
-        head = json.dumps({"reason": reason, "detail": detail, "length": len(body)}).encode()
-        answers.write(len(head).to_bytes(4) + head + body)
+        window = list(astuple(made.window)) if made.window else None
+        answer = {"reason": reason, "detail": detail, "length": len(made.body), "window": window}
+        head = json.dumps(answer).encode()
+        answers.write(len(head).to_bytes(4) + head + made.body)
         answers.flush()
 
 
-def _picture(window: dict[str, Any] | None, viewport: list[int] | None, **rest: Any) -> bytes:
+def _picture(window: dict[str, Any] | None, viewport: list[int] | None, **rest: Any) -> Made:
     return make(
         Picture(
             **rest,
@@ -270,7 +281,7 @@ def _picture(window: dict[str, Any] | None, viewport: list[int] | None, **rest: 
     )
 
 
-def _native(path: str, frame: int) -> bytes:
+def _native(path: str, frame: int) -> Made:
     from pydicom import dcmread
 
     ds = dcmread(path, stop_before_pixels=True)
@@ -278,10 +289,10 @@ def _native(path: str, frame: int) -> bytes:
     if not 1 <= frame <= frames:
         raise RenderingError("no_such_frame", f"the object has frames 1 to {frames}")
     pixels = _decode(path, ds, frame - 1)
-    return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+    return Made(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
-def _decompress(path: str) -> bytes:
+def _decompress(path: str) -> Made:
     from pydicom import dcmread, dcmwrite
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
@@ -298,7 +309,7 @@ def _decompress(path: str) -> bytes:
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = BytesIO()
     dcmwrite(buffer, ds, enforce_file_format=True, implicit_vr=False, little_endian=True)
-    return buffer.getvalue()
+    return Made(buffer.getvalue())
 
 
 def _inflated_frames(ds: Dataset) -> bytes:
@@ -324,14 +335,14 @@ def _swapped(ds: Dataset) -> bytes:
     return bytes(np.frombuffer(raw, f">u{width}").astype(f"<u{width}").tobytes())
 
 
-_TASKS: dict[str, Callable[..., bytes]] = {
+_TASKS: dict[str, Callable[..., Made]] = {
     "picture": _picture,
     "native": _native,
     "decompress": _decompress,
 }
 
 
-def make(picture: Picture) -> bytes:
+def make(picture: Picture) -> Made:
     """Read, decode, window, scale and encode in this process. Raises RenderingError and what codecs raise."""
     from PIL import Image
     from pydicom import dcmread
@@ -344,7 +355,7 @@ def make(picture: Picture) -> bytes:
     if not 1 <= number <= frames:
         raise RenderingError("no_such_frame", f"the object has frames 1 to {frames}")
     pixels = _decode(picture.path, ds, number - 1)
-    levels = _to_8_bits(pixels, ds, number - 1, picture.window)
+    levels, window = _to_8_bits(pixels, ds, number - 1, picture.window)
     image = Image.fromarray(levels)
     if picture.viewport:
         image = _fit(image, ds, picture.viewport, picture.enlarge)
@@ -354,7 +365,7 @@ def make(picture: Picture) -> bytes:
         image.save(buffer, kind, quality=max(1, min(100, picture.quality)))
     else:
         image.save(buffer, kind, compress_level=1)
-    return buffer.getvalue()
+    return Made(buffer.getvalue(), window)
 
 
 def _count_of_frames(ds: Dataset) -> int:
@@ -414,24 +425,26 @@ def _inflated(ds: Dataset, index: int) -> NDArray[Any]:
     return pixel_array(native)
 
 
-def _to_8_bits(pixels: NDArray[Any], ds: Dataset, index: int, window: Window | None) -> NDArray[np.uint8]:
+def _to_8_bits(
+    pixels: NDArray[Any], ds: Dataset, index: int, window: Window | None
+) -> tuple[NDArray[np.uint8], Window | None]:
     import numpy as np
     from pydicom.pixels import apply_color_lut
 
     photometric = str(ds.get("PhotometricInterpretation") or "MONOCHROME2")
     if photometric == "PALETTE COLOR":
-        return _shifted(apply_color_lut(pixels, ds)[..., :3])
+        return _shifted(apply_color_lut(pixels, ds)[..., :3]), None
     if pixels.ndim == 3:
-        stored = int(ds.get("BitsStored") or 8)
-        return _shifted(pixels[..., :3], stored)
+        return _shifted(pixels[..., :3], int(ds.get("BitsStored") or 8)), None
     values = _modality(pixels, ds, index)
-    if window is None:
-        levels = _own_window(values, pixels, ds, index)
+    if window is None and ds.get("VOILUTSequence"):
+        levels = _looked_up(values, ds)
     else:
+        window = window or _own_window(values, pixels, ds, index)
         levels = apply_window(values, window)
     if photometric == "MONOCHROME1":
         levels = 1.0 - levels
-    return np.rint(levels * 255.0).astype(np.uint8)
+    return np.rint(levels * 255.0).astype(np.uint8), window
 
 
 def _shifted(pixels: NDArray[Any], stored: int | None = None) -> NDArray[np.uint8]:
@@ -473,26 +486,26 @@ def _modality(pixels: NDArray[Any], ds: Dataset, index: int) -> NDArray[np.float
     return values
 
 
-def _own_window(
-    values: NDArray[np.float32], pixels: NDArray[Any], ds: Dataset, index: int
-) -> NDArray[np.float32]:
-    """The object's VOI LUT, else its first window, else the 1st to 99th percentile; 0.0 to 1.0."""
+def _looked_up(values: NDArray[np.float32], ds: Dataset) -> NDArray[np.float32]:
+    """Through the first VOI LUT; 0.0 to 1.0."""
     import numpy as np
     from pydicom.pixels import apply_voi
 
-    if ds.get("VOILUTSequence"):
-        looked_up = apply_voi(np.rint(values).astype(np.int64), ds, 0).astype(np.float32)
-        depth = int(ds.VOILUTSequence[0].LUTDescriptor[2])
-        # Some makers name 16 bits for entries of fewer.
-        top = max(float(looked_up.max(initial=0)), 1.0)
-        full = float(2**depth - 1)
-        return looked_up / (full if top > full / 2 else top)
+    looked_up = apply_voi(np.rint(values).astype(np.int64), ds, 0).astype(np.float32)
+    top = max(float(looked_up.max(initial=0)), 1.0)
+    full = float(2 ** int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    # Some makers name 16 bits for entries of fewer.
+    result: NDArray[np.float32] = looked_up / (full if top > full / 2 else top)
+    return result
+
+
+def _own_window(values: NDArray[np.float32], pixels: NDArray[Any], ds: Dataset, index: int) -> Window:
+    """The object's first window, else the 1st to 99th percentile."""
     group = _group(ds, index, "FrameVOILUTSequence")
     center, width = _number(group.get("WindowCenter")), _number(group.get("WindowWidth"))
-    function = str(group.get("VOILUTFunction") or "LINEAR")
     if center is not None and width is not None and width >= 1:
-        return apply_window(values, Window(center, width, function))
-    return apply_window(values, _percentiles(values, pixels, ds))
+        return Window(center, width, str(group.get("VOILUTFunction") or "LINEAR"))
+    return _percentiles(values, pixels, ds)
 
 
 def _percentiles(values: NDArray[np.float32], pixels: NDArray[Any], ds: Dataset) -> Window:

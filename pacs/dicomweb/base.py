@@ -119,13 +119,21 @@ class DicomwebView(APIView):
 
     def audit(self, request: Request, action: str, studies: list[Any], **detail: Any) -> None:
         """Write down an access, before the answer leaves."""
-        route = request.resolver_match.route if request.resolver_match else ""
-        record_request(request, action, "study", objects=studies, detail={"route": route, **detail})
+        record_request(request, action, "study", objects=studies, detail={"route": _route(request), **detail})
 
     def audit_once(self, request: Request, study_id: Any) -> None:
         """As `audit`, for resources that a viewer fetches by the hundred."""
-        if _accesses.is_new((actor_of(request.user), str(study_id))):
-            self.audit(request, "read", [study_id])
+        note_access(request, study_id)
+
+
+def note_access(request: HttpRequest | Request, study_id: Any) -> None:
+    """Write down that this actor looks at this study, unless that was written within the last minutes."""
+    if _accesses.is_new((actor_of(request.user), str(study_id))):
+        record_request(request, "read", "study", objects=[study_id], detail={"route": _route(request)})
+
+
+def _route(request: HttpRequest | Request) -> str:
+    return request.resolver_match.route if request.resolver_match else ""
 
 
 class _Accesses:

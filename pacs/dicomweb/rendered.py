@@ -55,9 +55,12 @@ class Rendered(DicomwebView):
             response = HttpResponse(status=304)
         else:
             try:
-                response = HttpResponse(rendering.render(picture), content_type=picture.media_type)
+                made = rendering.render(picture)
             except rendering.RenderingError as error:
                 raise Unmakeable(error) from error
+            response = HttpResponse(made.body, content_type=picture.media_type)
+            if made.window:
+                response["Orderly-Window"] = f"{made.window.center:g},{made.window.width:g}"
         response["ETag"] = tag
         response["Cache-Control"] = "private, max-age=3600"
         response["Vary"] = "Accept, Cookie, Authorization"
