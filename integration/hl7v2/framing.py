@@ -1,5 +1,6 @@
 """MLLP frames: VT data FS CR (HL7 transport specification "MLLP", release 1). Pure; sockets live elsewhere."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -8,6 +9,7 @@ START, STOP = b"\x0b", b"\x1c\r"
 
 # What may stand between frames without meaning: keep-alives, line ends, padding and the bytes of a UTF-8 BOM.
 _IGNORABLE = b"\r\n\x00 \t\xef\xbb\xbf"
+_OTHER = re.compile(rb"[^\x0b]")
 # As much of a frame that is not wanted as is kept: enough to hold MSH, so that it can be answered.
 KEPT = 4096
 
@@ -111,6 +113,8 @@ class Decoder:
                 break
             if stop == vt:
                 self._abort(out)
+                other = _OTHER.search(data, pos)  # a run of VT in one step
+                pos = other.start() if other else size
             else:
                 self._held = True
         return out

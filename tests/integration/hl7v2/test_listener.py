@@ -217,11 +217,15 @@ def test_tls_with_a_pinned_client_certificate(open_door, transactional_db, certi
         assert sender.send(adt(control_id="TLS"), "TLS").accepted
     stranger = ssl.create_default_context(cafile=str(cert))
     with pytest.raises(OSError):
-        with socket.create_connection(("127.0.0.1", door.port), 10) as plain:
-            with stranger.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
-                wrapped.sendall(encode(adt()))
-                if wrapped.recv(1) == b"":
-                    raise ConnectionResetError
+        _talk_without_certificate(door.port, stranger)
+
+
+def _talk_without_certificate(port, context):
+    plain = socket.create_connection(("127.0.0.1", port), 10)
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
+        wrapped.sendall(encode(adt()))
+        if wrapped.recv(1) == b"":
+            raise ConnectionResetError
 
 
 def _sha256_of(cert):
