@@ -17,4 +17,6 @@ urlpatterns = [
     path("portal/", include("ris.portal.urls")),
     path("admin/", admin.site.urls),
     path("dicomweb/", include("pacs.dicomweb.urls")),
+    path("fhir/", include("integration.fhir.urls")),
+    path("viewer/", include("pacs.viewer.urls")),
 ]

@@ -18,7 +18,7 @@ from pacs.header import HeaderError
 from pacs.models import Instance
 
 THUMBNAIL = (256, 256)
-_ENCAPSULATED = {
+DOCUMENTS = {
     "1.2.840.10008.5.1.4.1.1.104.1": "application/pdf",
     "1.2.840.10008.5.1.4.1.1.104.2": "text/xml",
 }
@@ -113,7 +113,7 @@ def middle(rows: QuerySet[Instance]) -> Instance | None:
 
 def _as_it_is(request: Request, source: Source) -> HttpResponse | None:
     """A document or a video that a browser shows by itself; None for everything else."""
-    kind = _ENCAPSULATED.get(source.sop_class_uid)
+    kind = DOCUMENTS.get(source.sop_class_uid)
     video = VIDEO_TYPES.get(source.transfer_syntax_uid)
     if not kind and not video:
         return None
