@@ -208,10 +208,10 @@ _SPELLED = str.maketrans(
 
 
 def adapt(text: str, terms: Sequence[str], *, name: bool = False) -> tuple[str, bytes]:
-    """`text` made writable under `terms`, and its bytes. The rule, in this order, for each character:
+    """`text` made writable under `terms`, and its bytes. The rule, in this order:
 
-    as it is; without its accents; in its plain spelling (ß as ss); in its compatible form (half width as full
-    width); else `?`. A component group of a person name in which a `?` would stand is left out as a whole, as
+    the whole in its compatible form (half width as full width); else each character as it is; without its
+    accents; in its plain spelling (ß as ss); in its compatible form; else `?`. A component group of a person name in which a `?` would stand is left out as a whole, as
     long as another group remains.
     """
     delimiters = "\\\r\n\f\t^=" if name else "\\\r\n\f\t"
@@ -230,8 +230,9 @@ def _groups(text: str, terms: Sequence[str], delimiters: str) -> list[str]:
 
 
 def _adapted(text: str, terms: Sequence[str], delimiters: str) -> str:
-    if write(text, terms, delimiters) is not None:
-        return text
+    for candidate in (text, unicodedata.normalize("NFKC", text)):
+        if write(candidate, terms, delimiters) is not None:
+            return candidate
     return "".join(_adapted_char(char, terms) for char in unicodedata.normalize("NFC", text))
 
 

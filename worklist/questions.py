@@ -115,6 +115,7 @@ def _sql_zone(zone: tzinfo) -> tuple[str, Any]:
 
 def read(keys: Keys, profile: Profile, calling_ae: str) -> Question:
     """The question that a query's keys ask. Raises BadKey with the offending tag."""
+    keys = _without_escapes(keys)
     question = Question()
     question.charset = _charset_of(keys)
     _read_zone(keys, profile, question)
@@ -132,6 +133,17 @@ def read(keys: Keys, profile: Profile, calling_ae: str) -> Question:
     )
     question.tests = [*_rules(inner or {}, profile, calling_ae, question), *question.tests]
     return question
+
+
+_ESCAPE = re.compile(r"\x1b\$?[()\-]?[0-9A-Za-z@]")
+
+
+def _without_escapes(keys: Keys) -> Keys:
+    """Keys without the ISO 2022 sequences that a decoder left in them (pydicom 3.0: those of GB 2312)."""
+    return {
+        tag: _ESCAPE.sub("", key) if isinstance(key, str) else [_without_escapes(item) for item in key]
+        for tag, key in keys.items()
+    }
 
 
 def _charset_of(keys: Keys) -> tuple[str, ...] | None:
