@@ -55,6 +55,10 @@ ORDERLY_DICOM_TLS_PORT = int(os.environ.get("ORDERLY_DICOM_TLS_PORT", "2762"))
 ORDERLY_AE_TITLE = os.environ.get("ORDERLY_AE_TITLE", "ORDERLY")
 # What the DICOM door serves beside the archive itself: modules with `register(registry)` (pacs/dimse/registry.py).
 ORDERLY_DIMSE_SERVICES = ["worklist.scp", "worklist.mpps"]
+# Private storage SOP classes to take: UIDs, or `*`.
+ORDERLY_PRIVATE_STORAGE = _words("ORDERLY_PRIVATE_STORAGE")
+# A study that has been quiet for so long is matched with its order, and again when it has grown.
+ORDERLY_SETTLE_SECONDS = float(os.environ.get("ORDERLY_SETTLE_SECONDS", "5"))
 ORDERLY_UID_ROOT = os.environ.get("ORDERLY_UID_ROOT", SITE.get("uid_root", ""))
 # Who rings for the workers: our own database, or redis://…, amqp://…; nothing but speed depends on it.
 ORDERLY_BROKER = os.environ.get("ORDERLY_BROKER", "postgres")
