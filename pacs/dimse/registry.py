@@ -1,7 +1,7 @@
 """Which service answers which SOP class and DIMSE command: the plug board of the DICOM door.
 
-A service is a module named in the setting ``ORDERLY_DIMSE_SERVICES`` with a function
-``register(registry)``, which calls :meth:`Registry.add` for each (SOP class, command) it serves::
+A service is a module with a function ``register(registry)``: the archive's own (server.SERVICES), or one that
+the setting ``ORDERLY_DIMSE_SERVICES`` names. It calls :meth:`Registry.add` for each (SOP class, command) it serves::
 
     def register(registry: Registry) -> None:
         registry.add("1.2.840.10008.5.1.4.31", "C-FIND", find, service="worklist")

@@ -36,7 +36,7 @@ from pacs.storage import spool
 
 log = logging.getLogger(__name__)
 
-#: What the archive serves by itself; a site's settings name more (ORDERLY_DIMSE_SERVICES).
+#: What the archive serves by itself; the setting ORDERLY_DIMSE_SERVICES names more.
 SERVICES = ("pacs.services.echo", "pacs.services.store", "pacs.services.find")
 
 SET_UP_SECONDS = 5.0  #: from the connection to the last byte of the association request
