@@ -47,8 +47,11 @@ class FhirReceiver:
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                try:
+                    self.end_headers()
+                    self.wfile.write(answer)
+                except OSError:  # the client has given up waiting
+                    self.close_connection = True
 
             def log_message(self, *args: Any) -> None:
                 pass

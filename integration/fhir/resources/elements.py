@@ -44,12 +44,12 @@ class Systems:
     """What a site calls its authorities and local code systems: namespace or designator → URI."""
 
     def __init__(self, names: Mapping[str, str] | None = None) -> None:
-        self._names = dict(names or {})
+        self.names: Mapping[str, str] = dict(names or {})
 
     def authority(self, namespace: str, universal_id: str = "", universal_id_type: str = "") -> str:
         """The system of an identifier: what the site says, else the OID, UUID or URI, else `urn:id:NAMESPACE`."""
-        if namespace in self._names:
-            return self._names[namespace]
+        if namespace in self.names:
+            return self.names[namespace]
         kind = universal_id_type.upper()
         if universal_id and (kind == "ISO" or _OID.match(universal_id)):
             return f"urn:oid:{universal_id}"
@@ -61,7 +61,7 @@ class Systems:
 
     def coding(self, code: str, designator: str = "", display: str = "") -> Resource:
         """A Coding; without a system where nobody knows the designator's."""
-        system = self._names.get(designator) or SCHEMES.get(designator.upper(), "")
+        system = self.names.get(designator) or SCHEMES.get(designator.upper(), "")
         if designator.upper() in _NOT_CONCEPT_IDS and not code.isdigit():
             system = ""
         return without_empty({"system": system, "code": code, "display": display})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.clock import now
 from common.store import unit_of_work
 from integration import delivery
 from integration.models import Destination, MirrorState, OutboxItem
@@ -187,12 +188,14 @@ def test_a_wrong_token_parks_nothing() -> None:
 
 def test_an_answer_that_never_came_leaves_the_resource_in_doubt_and_it_is_sent_again() -> None:
     with FhirReceiver(script=[Scripted(200, seconds=0.6, keeps=True)]) as server:
-        destination = fhir_destination(server.url, ack_seconds=0.3)
-        procedure = ordered()
-        settled(procedure)
+        destination = fhir_destination(server.url, ack_seconds=0.3, retry_seconds=600, retry_seconds_most=600)
+        settled(ordered())
+        OutboxItem.objects.exclude(kind="FHIR:ImagingStudy").delete()
         delivery.drain(destination.id)
         patient = MirrorState.objects.get(resource__startswith="Patient/")
         assert patient.sha256 == ""
+        Destination.objects.update(settings={**destination.settings, "ack_seconds": 10})
+        OutboxItem.objects.update(due_at=now())
         drain(destination)
         patient.refresh_from_db()
         assert patient.sha256 and len(server.of("Patient")) == 1
