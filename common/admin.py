@@ -50,6 +50,7 @@ class AlertAdmin(DeskAdmin):
 class AuditAdmin(DeskAdmin):
     """Who looked at what: append-only, also for us."""
 
+    called = ("access", "audit trail")
     list_display = ("at", "who", "action", "what", "patients", "address")
     list_filter = ("action", "what", "at")
     search_fields = ("actor",)
@@ -93,6 +94,7 @@ class TokenForm(forms.ModelForm):
 class TokenAdmin(DeskAdmin):
     """Bearer tokens for /dicomweb, /fhir and /metrics: shown once, kept as a digest."""
 
+    called = ("token", "access tokens")
     writable = True
     list_display = ("name", "role", "created_at", "expires_at", "last_used_at", "state")
     list_filter = ("role",)
@@ -203,6 +205,7 @@ class UserAdmin(DjangoUserAdmin, DeskAdmin):
 class RoleAdmin(DjangoGroupAdmin, DeskAdmin):
     """The roles and what each may do; they are made by Orderly (common/accounts.py) and only looked at."""
 
+    called = ("role", "roles")
     list_display = ("name", "people")
     search_fields = ()
 

@@ -5,6 +5,7 @@ from django.apps import AppConfig
 
 class CommonConfig(AppConfig):
     name = "common"
+    verbose_name = "House"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -1,4 +1,4 @@
-"""The clerk's desk (Django admin): who enters, and what its pages share. Read-only and audited unless said otherwise."""
+"""The clerk's desk (Django admin): who enters, what its pages share. Read-only and audited unless said otherwise."""
 
 from collections.abc import Callable, Iterable
 from functools import update_wrapper
@@ -43,11 +43,13 @@ class Desk(UnfoldAdminSite):
     def admin_view(
         self, view: Callable[..., HttpResponse], cacheable: bool = False
     ) -> Callable[..., HttpResponse]:
-        """As Django's, but who is logged in and has no desk gets 403 instead of another login page."""
+        """As Django's, but there is one login page for all pages, and who has no desk gets 403, not a login page."""
         guarded = super().admin_view(view, cacheable)
 
         def entered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-            if request.user.is_authenticated and not self.has_permission(request):
+            if not request.user.is_authenticated:
+                return redirect_to_login(request.get_full_path())
+            if not self.has_permission(request):
                 raise PermissionDenied("Your role has no desk.")
             return guarded(request, *args, **kwargs)
 
@@ -69,6 +71,9 @@ class DeskChangeList(ChangeList):
     def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         super().__init__(request, *args, **kwargs)
         self.shown_query = searches.term_of(request, self.query) or ""
+        for spec in self.filter_specs:
+            if isinstance(spec, DefaultFilter):
+                spec.tabs = list(spec.choices(self))
 
 
 class DeskAdmin(ModelAdmin):
@@ -83,11 +88,19 @@ class DeskAdmin(ModelAdmin):
     patient_data = ""
     detail_template = ""
     empty_hint = ""
+    called: tuple[str, str] | None = None
+    """The desk's words for one and for several rows, where the standard's noun is not what people say."""
     list_filter_submit = False
     list_fullwidth = True
     list_per_page = 50
+    list_before_template = "admin/parts/tabs.html"
     show_full_result_count = False
     actions_selection_counter = True
+
+    def __init__(self, model: Any, admin_site: Any) -> None:
+        super().__init__(model, admin_site)
+        if self.called:  # only what pages show: the model's own state, and so its migrations, are untouched
+            self.opts.verbose_name, self.opts.verbose_name_plural = self.called
 
     # -- addresses of its own
 
@@ -200,12 +213,22 @@ class DeskAdmin(ModelAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        if self.detail_template and request.method == "GET":
+        if not self.has_view_permission(request):  # before Django says that the row is not there
+            raise PermissionDenied
+        own_page = self.detail_template or type(self).goes_to is not DeskAdmin.goes_to
+        if own_page and request.method == "GET":
             return self.detail_view(request, object_id)
         row = self.get_object(request, unquote(object_id)) if self.patient_data else None
         if row is not None:
             self.record(request, "read", [row])
         return super().change_view(request, object_id, form_url, extra_context)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return super().history_view(request, object_id, extra_context)
 
     def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """The page about one row."""
@@ -214,8 +237,14 @@ class DeskAdmin(ModelAdmin):
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
         if not self.has_view_permission(request, row):
             raise PermissionDenied
+        if elsewhere := self.goes_to(request, row):
+            return redirect(elsewhere)
         self.record(request, "read", [row])
         return self.page(request, self.detail_template, row=row, **self.detail(request, row))
+
+    def goes_to(self, request: HttpRequest, row: Any) -> str:
+        """The address of the page that shows this row, where it is not one of this model's own."""
+        return ""
 
     def detail(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What the detail template shows beside `row`."""
@@ -226,7 +255,7 @@ class DeskAdmin(ModelAdmin):
         frame = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
-            "title": self.opts.verbose_name.capitalize(),
+            "title": str(self.opts.verbose_name).capitalize(),
             "list_url": reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"),
             "may_act": self.may_act(request),
             **context,
@@ -255,6 +284,8 @@ class DefaultFilter(SimpleListFilter):
     """A filter of a list that begins with `default` instead of everything; `all` shows everything."""
 
     default = "all"
+    tabs: list[dict[str, Any]] = []
+    """Its choices, for the row above a list (templates/admin/parts/tabs.html)."""
 
     def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
         """The choices beside `all`."""

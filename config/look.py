@@ -21,7 +21,7 @@ UNFOLD = {
     "SITE_TITLE": "Orderly",
     "SITE_HEADER": "Orderly",
     "SITE_SUBHEADER": "Desk",
-    "SITE_SYMBOL": "radiology",
+    "SITE_ICON": lambda request: static("orderly/mark.svg"),
     "SITE_URL": "/",
     "SITE_FAVICONS": [
         {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("orderly/mark.svg")}

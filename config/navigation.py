@@ -164,9 +164,9 @@ def everywhere(request: HttpRequest) -> dict[str, Any]:
     """Context processor of all pages: site, navigation, roles, and open alerts for the department's own people."""
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
-        return {"site_name": _site_name()}
+        return {"house_name": _site_name()}
     return {
-        "site_name": _site_name(),
+        "house_name": _site_name(),
         "places": places(request),
         "roles": [Role(r).label for r in Role.values if r in roles_of(user)],
         "alerts": open_alerts() if has_role(user, *STAFF) else [],

@@ -181,6 +181,7 @@ class OutboxFilter(DefaultFilter):
 class OutboxAdmin(DeskAdmin):
     """What we tell others; what failed stands first."""
 
+    called = ("delivery", "outbox")
     patient_data = "delivery"
     detail_template = "admin/integration/outbox_item.html"
     list_display = (

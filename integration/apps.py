@@ -5,6 +5,7 @@ from django.apps import AppConfig
 
 class IntegrationConfig(AppConfig):
     name = "integration"
+    verbose_name = "Messages"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

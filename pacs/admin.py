@@ -1,4 +1,4 @@
-"""The desk for images: studies with their series and corrections, objects set aside, and who may speak DICOM with us."""
+"""The desk for images: studies, series and corrections, objects set aside, and who may speak DICOM with us."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,8 +26,17 @@ class StudyAdmin(DeskAdmin):
 
     patient_data = "study"
     detail_template = "admin/pacs/study.html"
-    list_display = ("received", "patient", "patient_id", "what", "accession_number", "modalities", "images", "calling_ae",
-                    "settled")  # fmt: skip
+    list_display = (
+        "received",
+        "patient",
+        "patient_id",
+        "what",
+        "accession_number",
+        "modalities",
+        "images",
+        "calling_ae",
+        "settled",
+    )
     list_display_links = ("received", "patient")
     list_filter = ("study_date", "calling_ae")
     search_fields = ("patient_id",)

@@ -5,4 +5,5 @@ from django.apps import AppConfig
 
 class RisConfig(AppConfig):
     name = "ris"
+    verbose_name = "People and work"
     default_auto_field = "django.db.models.BigAutoField"

@@ -70,6 +70,7 @@ class StateFilter(DefaultFilter):
 class CaseAdmin(DeskAdmin):
     """Studies without a sure match."""
 
+    called = ("unmatched study", "unmatched studies")
     patient_data = "study"
     detail_template = "admin/ris/case.html"
     list_display = (
@@ -117,8 +118,8 @@ class CaseAdmin(DeskAdmin):
     @admin.display(description="Study")
     def what(self, row: ReconciliationCase) -> str:
         study = row.study
-        modalities = "/".join(study.modalities_in_study)
-        return f"{modalities} {study.study_description}, {study.number_of_study_related_instances} images"
+        name = study.study_description or "/".join(study.modalities_in_study)
+        return f"{name}, {study.number_of_study_related_instances} images"
 
     @admin.display(description="Candidates")
     def candidate_count(self, row: ReconciliationCase) -> int:

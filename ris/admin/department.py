@@ -30,6 +30,7 @@ class StationAdmin(DeskAdmin):
 class CatalogueAdmin(DeskAdmin):
     """What an order code means here, and which steps it has."""
 
+    called = ("procedure", "procedure catalogue")
     writable = deletable = True
     list_display = ("code", "name", "modality", "minutes", "step_count")
     list_filter = ("modality",)

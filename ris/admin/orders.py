@@ -10,7 +10,7 @@ from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern
-from django.utils.html import format_html
+from django.utils.html import format_html_join
 
 from common import audit
 from common.desk import DeskAdmin, chip, desk_url
@@ -41,6 +41,7 @@ _ENDED = ("CANCELED", "DISCONTINUED", "COMPLETED")
 class OrderAdmin(DeskAdmin):
     """Imaging service requests."""
 
+    called = ("order", "orders")
     patient_data = "order"
     detail_template = "admin/ris/order.html"
     list_display = ("number", "patient_name", "exam", "status_chip", "report_chip", "source", "created_at")
@@ -84,9 +85,7 @@ class OrderAdmin(DeskAdmin):
     @admin.display(description="Report")
     def report_chip(self, row: ImagingServiceRequest) -> str:
         reports = [p.report for p in row.procedures.all() if hasattr(p, "report")]
-        return format_html(
-            "".join("{}" for _ in reports), *(chip(r.status, r.get_status_display()) for r in reports)
-        )
+        return format_html_join(" ", "{}", ((chip(r.status, r.get_status_display()),) for r in reports))
 
     # -- the page of one order
 

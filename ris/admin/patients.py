@@ -151,6 +151,7 @@ class PatientAdmin(DeskAdmin):
 class PatientMergeAdmin(DeskAdmin):
     """Merges as they happened; undone from the surviving patient's page."""
 
+    called = ("merge", "merges")
     patient_data = "patient"
     list_display = ("at", "survivor", "retired", "cause", "undone_at")
     list_select_related = ("survivor", "retired")
@@ -161,8 +162,5 @@ class PatientMergeAdmin(DeskAdmin):
     def patients_of(self, rows: Iterable[Any]) -> list[Any]:
         return [pk for row in rows for pk in (row.survivor_id, row.retired_id)]
 
-    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        merge = get_object_or_404(PatientMerge, pk=object_id)
-        return redirect(desk_url("ris.patient", merge.survivor_id))
-
-    detail_template = "redirect"
+    def goes_to(self, request: HttpRequest, row: PatientMerge) -> str:
+        return desk_url("ris.patient", row.survivor_id)

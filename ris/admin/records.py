@@ -5,8 +5,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect
+from django.http import HttpRequest
 from django.urls import reverse
 
 from common.desk import DeskAdmin, chip, desk_url
@@ -20,6 +19,7 @@ from ris.models import Change, PerformedProcedureStep, Report
 class PerformedAdmin(DeskAdmin):
     """What scanners reported (MPPS)."""
 
+    called = ("performed step", "performed steps")
     patient_data = "performed step"
     list_display = ("performed_procedure_step_id", "performed_station_ae_title", "modality", "status_chip", "problem",
                     "started_at", "ended_at")  # fmt: skip
@@ -42,7 +42,6 @@ class ReportAdmin(DeskAdmin):
     """Reports, opened on the reading page or, for others than radiologists, on the order's."""
 
     patient_data = "report"
-    detail_template = "redirect"
     list_display = ("exam", "accession", "status_chip", "reader", "updated_at")
     list_display_links = ("exam",)
     list_filter = ("status", ("reader", admin.RelatedOnlyFieldListFilter))
@@ -70,11 +69,10 @@ class ReportAdmin(DeskAdmin):
     def status_chip(self, row: Report) -> str:
         return chip(row.status, row.get_status_display())
 
-    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        report = get_object_or_404(Report.objects.select_related("procedure"), pk=object_id)
+    def goes_to(self, request: HttpRequest, row: Report) -> str:
         if has_role(request.user, Role.RADIOLOGIST):
-            return redirect(reverse("reading:report", args=[report.procedure_id]))
-        return redirect(desk_url("ris.imagingservicerequest", report.procedure.request_id))
+            return reverse("reading:report", args=[row.procedure_id])
+        return desk_url("ris.imagingservicerequest", row.procedure.request_id)
 
 
 @admin.register(Change)

@@ -78,6 +78,7 @@ class StationFilter(DefaultFilter):
 class StepAdmin(DeskAdmin):
     """Scheduled procedure steps."""
 
+    called = ("step", "schedule")
     patient_data = "step"
     detail_template = "admin/ris/step.html"
     list_display = ("when", "patient_name", "exam", "modality", "station", "status_chip", "waits")
