@@ -3,8 +3,6 @@
 The hearers of an event are called in the order in which they stand here.
 """
 
-from importlib import import_module
-
 from common.events import Handler, subscribe
 from integration import outbox
 from pacs.events import StudyOverlaid, StudySettled
@@ -18,6 +16,7 @@ from ris.events import (
     StudyMatched,
 )
 from ris.reconciliation import cases
+from worklist import projection
 
 
 def page() -> dict[type, tuple[Handler, ...]]:
@@ -26,19 +25,19 @@ def page() -> dict[type, tuple[Handler, ...]]:
         # A study is quiet: match it, or open a case.
         StudySettled: (cases.on_study_settled,),
         # Orders and patients change: the worklist follows at once, studies are corrected, mirrors are told.
-        OrderChanged: (*_worklist("on_order_changed"), outbox.on_order_changed),
+        OrderChanged: (projection.on_order_changed, outbox.on_order_changed),
         PatientChanged: (
-            *_worklist("on_patient_changed"),
+            projection.on_patient_changed,
             cases.on_patient_changed,
             outbox.on_patient_changed,
         ),
         PatientsMerged: (
-            *_worklist("on_patients_merged"),
+            projection.on_patients_merged,
             cases.on_patients_merged,
             outbox.on_patients_merged,
         ),
         # Work is done: the HIS hears of it.
-        StepMoved: (*_worklist("on_step_moved"), outbox.on_step_moved),
+        StepMoved: (projection.on_step_moved, outbox.on_step_moved),
         # Studies and reports: results to the HIS, the mirror to FHIR servers.
         StudyMatched: (outbox.on_study_matched,),
         StudyGrew: (outbox.on_study_grew,),
@@ -52,10 +51,3 @@ def wire() -> None:
     for event, hearers in page().items():
         for hearer in hearers:
             subscribe(event, hearer)
-
-
-def _worklist(name: str) -> tuple[Handler, ...]:
-    try:
-        return (getattr(import_module("worklist.projection"), name),)
-    except (ModuleNotFoundError, AttributeError):  # the room is being built
-        return ()
