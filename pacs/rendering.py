@@ -500,11 +500,17 @@ def _looked_up(values: NDArray[np.float32], ds: Dataset) -> NDArray[np.float32]:
 
 
 def _own_window(values: NDArray[np.float32], pixels: NDArray[Any], ds: Dataset, index: int) -> Window:
-    """The object's first window, else the 1st to 99th percentile."""
+    """The object's first window, else all of 8 bits, else the 1st to 99th percentile."""
+    import numpy as np
+
     group = _group(ds, index, "FrameVOILUTSequence")
     center, width = _number(group.get("WindowCenter")), _number(group.get("WindowWidth"))
     if center is not None and width is not None and width >= 1:
         return Window(center, width, str(group.get("VOILUTFunction") or "LINEAR"))
+    if int(ds.get("BitsStored") or 0) == 8 and not ds.get("PixelRepresentation"):
+        # Captured screens and ultrasound are already as they should look.
+        low, high = (float(value) for value in _modality(np.array([[0, 255]]), ds, index)[0])
+        return Window((low + high) / 2, max(high - low, 1e-6), "LINEAR_EXACT")
     return _percentiles(values, pixels, ds)
 
 
