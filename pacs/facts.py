@@ -233,12 +233,11 @@ class Facts:
         if not raw or len(raw) > 16 * _MAX_JSON_VALUE:
             return []
         little, implicit = self.transfer_syntax_uid != BIG_ENDIAN, self.transfer_syntax_uid == IMPLICIT
-        named = self.header.values.get(SPECIFIC_CHARACTER_SET, b"").decode("ascii", "replace").strip(" \0")
         try:
             check_sequence(raw, implicit=implicit, little_endian=little)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return list(read_sequence(BytesIO(raw), implicit, little, len(raw), named.split("\\")))
+                return list(read_sequence(BytesIO(raw), implicit, little, len(raw), self.header.encodings))
         except Exception:  # pydicom raises anything at all on malformed input
             return []
 

@@ -84,17 +84,22 @@ class Header:
         """A single-valued text (ST, LT, UT): the backslash is a character of it."""
         return self._decode(self.values.get(tag, b"")).rstrip(" \0")
 
-    def _decode(self, raw: bytes) -> str:
-        if raw.isascii() and b"\x1b" not in raw and self.values.get(SPECIFIC_CHARACTER_SET) is None:
-            return raw.decode("ascii")
+    @property
+    def encodings(self) -> list[str]:
+        """Python's names of the character sets of Specific Character Set; Latin-1 for one that nobody knows."""
         if self._encodings is None:
             named = self.values.get(SPECIFIC_CHARACTER_SET, b"").decode("ascii", "replace").strip(" \0")
             try:
                 self._encodings = convert_encodings([part.strip() for part in named.split("\\")])
             except (LookupError, ValueError):
                 self._encodings = ["iso8859"]
+        return self._encodings
+
+    def _decode(self, raw: bytes) -> str:
+        if raw.isascii() and b"\x1b" not in raw and self.values.get(SPECIFIC_CHARACTER_SET) is None:
+            return raw.decode("ascii")
         try:
-            return decode_bytes(raw, self._encodings, {0x5C, 0x0A, 0x0D, 0x0C, 0x09, 0x5E, 0x3D})
+            return decode_bytes(raw, self.encodings, {0x5C, 0x0A, 0x0D, 0x0C, 0x09, 0x5E, 0x3D})
         except (LookupError, ValueError):
             return raw.decode("latin-1")
 

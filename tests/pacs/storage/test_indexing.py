@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError
+from pydicom.dataset import Dataset
 
 from common import events
 from common.clock import now
@@ -322,3 +323,15 @@ def test_a_study_whose_hearers_fail_holds_up_no_other_and_raises_an_alert(
     indexing._waits.update({key: (0.0, n) for key, (_, n) in indexing._waits.items()})
     assert indexing.settle_once() == 1
     assert not Alert.objects.filter(recovered_at=None).exists()
+
+
+@pytest.mark.parametrize(("charset", "text"), [("ISO_IR 192", "Schädel nativ, 頭部"), ("ISO_IR 144", "Череп")])
+def test_texts_inside_sequences_are_read_in_the_character_set_of_the_data_set(
+    spooled: Any, charset: str, text: str
+) -> None:
+    item = Dataset()
+    item.RequestedProcedureID, item.RequestedProcedureDescription = "RP1", text
+    spooled(SpecificCharacterSet=charset, RequestAttributesSequence=[item])
+    assert indexing.index_once() == 1
+    kept = Series.objects.get().attributes["00400275"]["Value"][0]
+    assert kept["00321060"]["Value"] == [text]
