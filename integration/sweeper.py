@@ -20,7 +20,7 @@ from common import alerts, metrics
 from common.clock import now, to_site
 from common.models import Alert, Site
 from common.process import Context
-from integration import delivery, tasks
+from integration import delivery, inbox, tasks
 from integration.models import Destination, OutboxItem
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Sweeper:
         """Ring for what is due; every ten seconds look at the ages. Never raises."""
         try:
             self.ring_due()
+            inbox.apply_waiting()
             if time.monotonic() - self._aged >= _AGES_SECONDS:
                 self._aged = time.monotonic()
                 check_ages()

@@ -7,6 +7,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 from integration import inbox, sources
+from integration.hl7v2.errors import Refused
 from integration.inbox import Peer, receive
 from integration.models import Message, MessageIdentity, Source
 from ris.models import Change, ImagingServiceRequest, Patient, ScheduledProcedureStep
@@ -390,3 +391,30 @@ def test_a_message_in_a_log_is_its_id(any_source, caplog):
     assert "SECRET" not in "".join(
         r.getMessage() for r in caplog.records if not r.name.startswith("django.db")
     )
+
+
+def test_a_refused_message_can_be_applied_by_hand_once_its_reason_is_gone(any_source):
+    cancel = orm(control="CA", accession="A1", control_id="HAND")
+    refused = receive(cancel, PEER)
+    assert refused.code == "AE"
+    with pytest.raises(Refused):
+        inbox.try_again(refused.message_id, "user:1")
+    assert Message.objects.get(pk=refused.message_id).attempts == 2
+    assert receive(orm(accession="A1"), PEER).code == "AA"
+    row = inbox.try_again(refused.message_id, "user:1")
+    assert (row.state, row.solved_by, row.attempts) == ("applied", "user:1", 3)
+    assert ScheduledProcedureStep.objects.get().status == "CANCELED"
+    again = receive(cancel, PEER)
+    assert again.duplicate and b"MSA|AA|HAND" in again.ack
+    assert inbox.try_again(refused.message_id, "user:2").solved_by == "user:1"
+
+
+def test_a_message_is_skipped_with_a_reason_and_leaves_the_list(any_source):
+    refused = receive(adt(identifier=""), PEER)
+    with pytest.raises(ValueError, match="why"):
+        inbox.skip(refused.message_id, "user:1", " ")
+    row = inbox.skip(refused.message_id, "user:1", "a test of the HIS")
+    assert (row.state, row.solved_reason) == ("skipped", "a test of the HIS")
+    assert receive(adt(), PEER).code == "AA"
+    applied = Message.objects.latest("id")
+    assert inbox.skip(applied.pk, "user:1", "no").state == "applied"
