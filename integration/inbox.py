@@ -16,13 +16,11 @@ from datetime import datetime
 from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError, connection, transaction
-from django.db.models import F
 
 from common import cause
-from common.cause import Cause
 from common.clock import now, site_zone
 from common.crashpoints import crashpoint
-from common.store import Unit, prepared, unit_of_work
+from common.store import Unit, prepared
 from integration import sources
 from integration.hl7v2 import acks, batches, composing, translate
 from integration.hl7v2.acks import AckCode, Asking
@@ -525,61 +523,6 @@ def apply_bytes(row: Message, unit: Unit) -> None:
     if translated is not None:
         _carry_out(translated, unit, row)
     row.warnings = [*row.warnings, *head.warnings]
-
-
-# -- by hand ------------------------------------------------------------------------------------------------
-
-
-def try_again(message_id: int, by: Cause) -> Message:
-    """Apply an open message again, as it stands, by its source's present profile; returns its row.
-
-    `by` is who asks (`user:17`). Raises Refused with the place when it still cannot be applied; then the row
-    says so and stays on the list. A message that is applied already is left alone.
-    """
-    try:
-        with transaction.atomic():
-            row = Message.objects.select_for_update().get(pk=message_id)
-            if row.state in (State.APPLIED, State.KEPT, State.SKIPPED):
-                return row
-            row.warnings, row.patient_ids, row.request_ids, row.accession_numbers = [], [], [], []
-            unit = Unit(cause.hl7(row.pk))
-            apply_bytes(row, unit)
-            row.state, row.errors, row.applied_at, row.attempts = State.APPLIED, [], unit.at, row.attempts + 1
-            row.solved_at, row.solved_by, row.solved_reason = unit.at, by, "applied by hand"
-            # The sender may still send it again: then it is a message that was accepted.
-            MessageIdentity.objects.filter(message_id=row.pk).update(accepted=True, ack=_accepting(row))
-            unit.save(row)
-            unit.flush()
-            return row
-    except Refused as refusal:
-        Message.objects.filter(pk=message_id).update(
-            errors=[_described(refusal.problem)], attempts=F("attempts") + 1
-        )
-        raise
-
-
-def skip(message_id: int, by: Cause, reason: str) -> Message:
-    """Take an open message off the list without applying it; its lane goes on. The reason is kept."""
-    if not reason.strip():
-        raise ValueError("Say why the message is skipped.")
-    with unit_of_work(by) as unit:
-        row: Message = Message.objects.select_for_update().get(pk=message_id)
-        if row.state in Message.OPEN_STATES:
-            row.state, row.solved_at, row.solved_by, row.solved_reason = (
-                State.SKIPPED,
-                unit.at,
-                by,
-                reason[:300],
-            )
-            unit.save(row)
-    return row
-
-
-def _accepting(row: Message) -> bytes:
-    """The acknowledgement that a repetition of a message applied by hand gets."""
-    asked = acks.asking_of(bytes(row.raw))
-    immediate, _ = acks.replies(asked, AckCode.AA)
-    return acks.build(asked, immediate, at=now().astimezone(site_zone())) if immediate else b""
 
 
 # -- small things ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.db import connection, connections, transaction
 
-from integration import inbox, sources
+from integration import inbox, solving, sources
 from integration.hl7v2.errors import Refused
 from integration.inbox import Peer, receive
 from integration.models import Message, MessageIdentity, Source
@@ -398,23 +398,23 @@ def test_a_refused_message_can_be_applied_by_hand_once_its_reason_is_gone(any_so
     refused = receive(cancel, PEER)
     assert refused.code == "AE"
     with pytest.raises(Refused):
-        inbox.try_again(refused.message_id, "user:1")
-    assert Message.objects.get(pk=refused.message_id).attempts == 2
+        solving.apply_again(refused.message_id, "user:1", "")
     assert receive(orm(accession="A1"), PEER).code == "AA"
-    row = inbox.try_again(refused.message_id, "user:1")
-    assert (row.state, row.solved_by, row.attempts) == ("applied", "user:1", 3)
+    solving.apply_again(refused.message_id, "user:1", "the order is here now")
+    row = Message.objects.get(pk=refused.message_id)
+    assert (row.state, row.solved_by, row.attempts) == ("applied", "user:1", 2)
     assert ScheduledProcedureStep.objects.get().status == "CANCELED"
     again = receive(cancel, PEER)
     assert again.duplicate and b"MSA|AA|HAND" in again.ack
-    assert inbox.try_again(refused.message_id, "user:2").solved_by == "user:1"
+    with pytest.raises(solving.NotOpen):
+        solving.apply_again(refused.message_id, "user:2", "")
 
 
-def test_a_message_is_skipped_with_a_reason_and_leaves_the_list(any_source):
-    refused = receive(adt(identifier=""), PEER)
-    with pytest.raises(ValueError, match="why"):
-        inbox.skip(refused.message_id, "user:1", " ")
-    row = inbox.skip(refused.message_id, "user:1", "a test of the HIS")
+def test_a_skipped_message_leaves_the_list_and_may_be_sent_again(any_source):
+    raw = adt(identifier="")
+    refused = receive(raw, PEER)
+    solving.skip(refused.message_id, "user:1", "a test of the HIS")
+    row = Message.objects.get(pk=refused.message_id)
     assert (row.state, row.solved_reason) == ("skipped", "a test of the HIS")
-    assert receive(adt(), PEER).code == "AA"
-    applied = Message.objects.latest("id")
-    assert inbox.skip(applied.pk, "user:1", "no").state == "applied"
+    assert receive(raw, PEER).code == "AE"
+    assert Message.objects.get(pk=refused.message_id).solved_at is None
