@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 5.0
+ORPHAN_SECONDS = 5.0  # what a process may still finish after its supervisor was killed
 
 
 class Context:
@@ -64,6 +65,9 @@ class Context:
         if fd is not None:
             select.select([fd], [], [])
             os.kill(os.getpid(), signal.SIGTERM)
+            # The database goes with the supervisor, and the sockets are wanted by the next one.
+            time.sleep(ORPHAN_SECONDS)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def _say(self, word: bytes) -> None:
         if self._status_fd is not None:

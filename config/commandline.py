@@ -21,6 +21,7 @@ WITHOUT_DATABASE = {
     "makemessages",
     "compilemessages",
     "testserver",
+    "bench",
 }
 
 

@@ -16,7 +16,7 @@ from config.navigation import STAFF
 @require(*Role)
 @require_GET
 def home(request: HttpRequest) -> HttpResponse:
-    """The morning at a glance; htmx asks for its inner part every half minute. A referrer's first page is the portal."""
+    """The morning at a glance; htmx asks for its inner part every half minute. Referrers go to the portal."""
     if not has_role(request.user, *STAFF):
         return redirect("portal:list")
     seen = glance.look(request)

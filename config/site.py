@@ -88,7 +88,9 @@ _KINDS = {
     dict: "a table in { }",
 }
 # Read by integration/sweeper.py (alert_…) and pacs/indexing.py.
-SITE_SETTINGS = frozenset({"alert_mail", "alert_webhook", "alert_after_minutes", "quiet_seconds", "fhir_systems"})
+SITE_SETTINGS = frozenset(
+    {"alert_mail", "alert_webhook", "alert_after_minutes", "quiet_seconds", "fhir_systems"}
+)
 
 SECTIONS = {
     "site": Section(

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.process import ORPHAN_SECONDS
 from config.processes import Process
 
 log = logging.getLogger(__name__)
@@ -278,6 +279,31 @@ class Supervisor:
             end.close()
         for fd in self._lifeline:
             os.close(fd)
+
+
+def end_leftovers(run_file: Path, seconds: float = ORPHAN_SECONDS + 5) -> None:
+    """After a killed supervisor: wait until the processes of its run.json are gone, for they hold its ports."""
+    try:
+        said = json.loads(run_file.read_text())["processes"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return
+    deadline = time.monotonic() + seconds
+    while left := [one["pid"] for name, one in said.items() if one["pid"] and _is_ours(one["pid"], name)]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def _is_ours(pid: int, name: str) -> bool:
+    """Whether this process id still is the `manage.py run NAME` that it was (Linux; elsewhere: False)."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[-3:-1] == [b"run", name.encode()]
 
 
 def _exit_words(code: int) -> str:

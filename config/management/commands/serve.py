@@ -21,7 +21,7 @@ from config.doors import DOORS, DoorTaken, open_doors, port_of
 from config.postgres import Cluster, PostgresError, check_server
 from config.processes import TABLE
 from config.site import write_site_file
-from config.supervisor import Supervisor
+from config.supervisor import Supervisor, end_leftovers
 
 MIGRATION_LOCK = 0x4F52444C  # "ORDL": two machines that start at once migrate one after the other
 
@@ -53,6 +53,7 @@ class Command(BaseCommand):
 
     def _serve(self, options: dict[str, Any]) -> None:
         self._began = time.monotonic()
+        end_leftovers(run_file(settings.DATA_DIR))
         try:
             doors = open_doors(list(DOORS), {name: options[name] for name in DOORS})
         except DoorTaken as trouble:
