@@ -152,7 +152,10 @@ def drain(destination_id: int, stopping: Event | None = None, seconds: float = 2
             tried += 1
             try:
                 transport = transport or open_transport(claimed.destination)
-            except (OSError, ValueError) as error:  # settings that make no connection: a bad url, no such file
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # settings that make no connection: a bad url, no such file
                 fault = Outcome("transport", f"settings: {error}", again=True, down=True)
                 settle(claimed, fault, now(), 0.0)
                 continue
@@ -173,7 +176,9 @@ def claim(destination_id: int) -> OutboxItem | None:
             Destination.objects.select_for_update(no_key=True).filter(pk=destination_id, enabled=True).first()
         )
         moment = now()
-        if destination is None or (destination.circuit_open_until and destination.circuit_open_until > moment):
+        if destination is None or (
+            destination.circuit_open_until and destination.circuit_open_until > moment
+        ):
             return None
         busy = list(
             queued().filter(destination=destination, lease_until__gt=moment).values_list("lane", flat=True)
@@ -198,7 +203,9 @@ def queued() -> QuerySet[OutboxItem]:
 
 def due_heads(moment: datetime) -> QuerySet[OutboxItem]:
     """Heads of lanes that are due and not leased."""
-    before = queued().filter(destination=OuterRef("destination"), lane=OuterRef("lane"), id__lt=OuterRef("id"))
+    before = queued().filter(
+        destination=OuterRef("destination"), lane=OuterRef("lane"), id__lt=OuterRef("id")
+    )
     free = Q(lease_until=None) | Q(lease_until__lte=moment)
     return queued().filter(free, due_at__lte=moment).exclude(Exists(before))
 
@@ -244,7 +251,9 @@ def _crashed_too_often(item: OutboxItem) -> Outcome | None:
         return None
     if item.attempts - 1 - item.tries.count() < _CRASHES_MOST:
         return None
-    return Outcome("compose", f"its worker died {_CRASHES_MOST} times in the middle of it; look before sending again")
+    return Outcome(
+        "compose", f"its worker died {_CRASHES_MOST} times in the middle of it; look before sending again"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ settling
@@ -314,7 +323,9 @@ def _note_health(destination: Destination, outcome: Outcome) -> None:
     if destination.failures >= after:
         pause = backoff(destination, destination.failures - after + 1)
         destination.circuit_open_until = now() + timedelta(seconds=pause)
-        Destination.objects.filter(pk=destination.pk).update(circuit_open_until=destination.circuit_open_until)
+        Destination.objects.filter(pk=destination.pk).update(
+            circuit_open_until=destination.circuit_open_until
+        )
         alerts.raise_alert(
             alert_key(destination),
             f"{destination.name} does not answer; what it should get waits and is tried again.",
@@ -348,7 +359,9 @@ def _places(destination: Destination) -> int:
 
 def _longest_attempt(destination: Destination) -> float:
     """The bound of one attempt in seconds; a FHIR item may take several requests."""
-    bounds = sum(float(setting(destination, key)) for key in ("connect_seconds", "write_seconds", "ack_seconds"))
+    bounds = sum(
+        float(setting(destination, key)) for key in ("connect_seconds", "write_seconds", "ack_seconds")
+    )
     return bounds * (10 if destination.kind == Destination.Kind.FHIR else 1)
 
 

@@ -78,7 +78,9 @@ def tls_context(destination: Destination) -> ssl.SSLContext:
     """The TLS settings for calls to this destination: its certificate is checked, ours shown where we have one."""
     from django.conf import settings
 
-    context = ssl.create_default_context(cafile=setting(destination, "ca_file") or settings.ORDERLY_TLS_CA or None)
+    context = ssl.create_default_context(
+        cafile=setting(destination, "ca_file") or settings.ORDERLY_TLS_CA or None
+    )
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if settings.ORDERLY_TLS_CERTIFICATE:
         context.load_cert_chain(settings.ORDERLY_TLS_CERTIFICATE, settings.ORDERLY_TLS_KEY or None)

@@ -183,6 +183,11 @@ class OutboxItem(models.Model):
                 fields=["destination", "lane", "id"], name="outbox_queued", condition=models.Q(state="queued")
             ),
             models.Index(fields=["destination", "id"], name="outbox_next", condition=models.Q(state="queued")),
+            models.Index(
+                fields=["destination"],
+                name="outbox_leased",
+                condition=models.Q(state="queued", lease_until__isnull=False),
+            ),
             models.Index(fields=["state", "created_at"]),
             models.Index(fields=["subject"]),
         ]

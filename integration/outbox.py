@@ -260,7 +260,11 @@ def _mirror_again(
     if not resources or not _may_mirror():
         return
     known = set(MirrorState.objects.filter(resource__in=resources).values_list("destination_id", "resource"))
-    about = Q(patient_id=patient_id) | Q(patient_id=also_waiting_for) if also_waiting_for else Q(patient_id=patient_id)
+    about = (
+        Q(patient_id=patient_id) | Q(patient_id=also_waiting_for)
+        if also_waiting_for
+        else Q(patient_id=patient_id)
+    )
     waiting = set(
         OutboxItem.objects.filter(about, state=OutboxItem.State.QUEUED, kind__startswith="FHIR:").values_list(
             "destination_id", flat=True

@@ -28,7 +28,9 @@ rings_failed = 0
 class DjangoConnections(dramatiq.Middleware):
     """A worker thread gives its database connection back after each task."""
 
-    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
         db.connections.close_all()
 
     after_skip_message = after_process_message
@@ -110,7 +112,9 @@ def ring(destination_id: int) -> bool:
         drain.send(destination_id)
     except Exception as error:
         rings_failed += 1
-        logger.warning("a worker could not be rung (%s); the sweeper will find what is due", type(error).__name__)
+        logger.warning(
+            "a worker could not be rung (%s); the sweeper will find what is due", type(error).__name__
+        )
         return False
     return True
 

@@ -92,7 +92,9 @@ def _said(error: Exception, kind: str) -> list[str]:
     errors = getattr(error, "errors", None)
     if errors is None:
         return [f"{kind}: {type(error).__name__}"]
-    return [f"{kind}.{'.'.join(str(p) for p in one['loc'])}: {one['type']}" for one in errors(include_input=False)]
+    return [
+        f"{kind}.{'.'.join(str(p) for p in one['loc'])}: {one['type']}" for one in errors(include_input=False)
+    ]
 
 
 def _own(resource: Resource, kind: str) -> Iterator[str]:

@@ -116,11 +116,13 @@ def build_patients(rows: Iterable[Patient], around: Surroundings) -> list[Resour
     found = list(rows)
     ids = [p.id for p in found]
     identifiers = _by(
-        PatientIdentifier.objects.filter(patient_id__in=ids).select_related("authority"), lambda i: i.patient_id
+        PatientIdentifier.objects.filter(patient_id__in=ids).select_related("authority"),
+        lambda i: i.patient_id,
     )
     retired = _by(Patient.objects.filter(merged_into_id__in=ids).only("id", "merged_into_id"), _merged_into)
     return [
-        patient.build(p, identifiers[p.id], around.systems, replaces=[r.id for r in retired[p.id]]) for p in found
+        patient.build(p, identifiers[p.id], around.systems, replaces=[r.id for r in retired[p.id]])
+        for p in found
     ]
 
 
@@ -128,7 +130,8 @@ def build_service_requests(rows: Iterable[RequestedProcedure], around: Surroundi
     """Procedures (with `.request`) and their steps."""
     found = list(rows)
     steps = _by(
-        ScheduledProcedureStep.objects.filter(procedure_id__in=[p.id for p in found]), lambda s: s.procedure_id
+        ScheduledProcedureStep.objects.filter(procedure_id__in=[p.id for p in found]),
+        lambda s: s.procedure_id,
     )
     return [service_request.build(p, p.request, steps[p.id], around.systems) for p in found]
 
@@ -142,16 +145,18 @@ def build_imaging_studies(
     series = _by(Series.objects.filter(study_id__in=ids), lambda s: s.study_id)
     listed: dict[UUID, list[Instance]] = defaultdict(list)
     if instances:
-        wanted = Instance.objects.filter(series__study_id__in=ids, hidden=False).order_by("instance_number", "id")
+        wanted = Instance.objects.filter(series__study_id__in=ids, hidden=False).order_by(
+            "instance_number", "id"
+        )
         listed = _by(
-            wanted.only(
-                "series_id", "sop_instance_uid", "sop_class_uid", "instance_number", "attributes"
-            ),
+            wanted.only("series_id", "sop_instance_uid", "sop_class_uid", "instance_number", "attributes"),
             lambda i: i.series_id,
         )
     matches = {
         m.study_id: m
-        for m in StudyMatch.objects.filter(study_id__in=ids, undone_at=None).select_related("procedure__request")
+        for m in StudyMatch.objects.filter(study_id__in=ids, undone_at=None).select_related(
+            "procedure__request"
+        )
     }
     return [
         imaging_study.build(
@@ -172,7 +177,8 @@ def build_diagnostic_reports(rows: Iterable[Report], around: Surroundings) -> li
     """Reports (with `.procedure.request`), their versions and the studies they are about."""
     found = list(rows)
     versions = _by(
-        ReportVersion.objects.filter(report_id__in=[r.id for r in found]).order_by("number"), lambda v: v.report_id
+        ReportVersion.objects.filter(report_id__in=[r.id for r in found]).order_by("number"),
+        lambda v: v.report_id,
     )
     matches = _by(
         StudyMatch.objects.filter(

@@ -76,7 +76,9 @@ class FhirServer:
             resources = self._known_links(plan(item.subject))
             changed = [r for r in resources if not self._was_told(r)]
             if not changed:
-                return Outcome("delivered" if sent else "unchanged", f"{sent} resource(s) sent" if sent else "")
+                return Outcome(
+                    "delivered" if sent else "unchanged", f"{sent} resource(s) sent" if sent else ""
+                )
             for resource in changed:
                 failed = self._send(resource)
                 if failed is not None:
@@ -108,7 +110,10 @@ class FhirServer:
         if not response.isclosed():  # more than we want to read: the connection cannot be used again
             self._connection.close()
         return Answer(
-            response.status, answer, response.headers.get("ETag", ""), _seconds(response.headers.get("Retry-After"))
+            response.status,
+            answer,
+            response.headers.get("ETag", ""),
+            _seconds(response.headers.get("Retry-After")),
         )
 
     def _send(self, resource: Resource) -> Outcome | None:
@@ -261,7 +266,9 @@ def _seconds(text: str | None) -> float | None:
     if not text:
         return None
     try:
-        wanted = float(text) if text.strip().isdigit() else (parsedate_to_datetime(text) - now()).total_seconds()
+        wanted = (
+            float(text) if text.strip().isdigit() else (parsedate_to_datetime(text) - now()).total_seconds()
+        )
     except (TypeError, ValueError):
         return None
     return min(max(wanted, 0.0), 3600.0)

@@ -268,7 +268,9 @@ TYPES: dict[str, ResourceType] = {
         loading.build_service_requests,
         {
             "_id": _ID,
-            "identifier": Parameter("token", _request_identifier, "accession, placer, filler number, study UID"),
+            "identifier": Parameter(
+                "token", _request_identifier, "accession, placer, filler number, study UID"
+            ),
             "patient": Parameter("reference", _reference("request__patient", "Patient")),
             "subject": Parameter("reference", _reference("request__patient", "Patient")),
             "status": Parameter("token", _request_status),
@@ -281,10 +283,14 @@ TYPES: dict[str, ResourceType] = {
         loading.build_imaging_studies,
         {
             "_id": _ID,
-            "identifier": Parameter("token", _study_identifier, "study UID with or without urn:oid:, accession"),
+            "identifier": Parameter(
+                "token", _study_identifier, "study UID with or without urn:oid:, accession"
+            ),
             "patient": Parameter("reference", _study_patient),
             "subject": Parameter("reference", _study_patient),
-            "basedon": Parameter("reference", lambda v, a: _matched(procedure__in=referenced(v, "ServiceRequest"))),
+            "basedon": Parameter(
+                "reference", lambda v, a: _matched(procedure__in=referenced(v, "ServiceRequest"))
+            ),
             "modality": Parameter("token", lambda v, a: Q(modalities_in_study__contains=[token(v)[1]])),
             "status": Parameter("token", _study_status),
         },

@@ -12,7 +12,9 @@ def served(version: Version) -> list[URLPattern]:
         path("metadata", Metadata.as_view(version=version), name=f"{name}-metadata"),
         re_path(r"^(?P<kind>[A-Z][A-Za-z]+)$", Search.as_view(version=version), name=f"{name}-search"),
         re_path(
-            r"^(?P<kind>[A-Z][A-Za-z]+)/_search$", SearchByForm.as_view(version=version), name=f"{name}-search-form"
+            r"^(?P<kind>[A-Z][A-Za-z]+)/_search$",
+            SearchByForm.as_view(version=version),
+            name=f"{name}-search-form",
         ),
         re_path(
             r"^(?P<kind>[A-Z][A-Za-z]+)/(?P<pk>[A-Za-z0-9\-.]{1,64})$",

@@ -60,7 +60,9 @@ def style_of(destination: Destination) -> Style:
     charset = str(setting(destination, "charset"))
     if charset and not charsets.canonical(charset):
         raise ComposeError(f"Setting `charset` of {destination.name} is no name of table 0211.")
-    return Style(separators, charset, destination.version or "2.5.1", str(setting(destination, "provider_authority")))
+    return Style(
+        separators, charset, destination.version or "2.5.1", str(setting(destination, "provider_authority"))
+    )
 
 
 def header(destination: Destination, style: Style, kind: str, event: str, control_id: str, at: str) -> Any:
@@ -126,7 +128,9 @@ def numbers(facts: Mapping[str, Any], destination: Destination) -> tuple[Any, An
     order = facts["order"]
     placer = (order["placer"], order["placer_issuer"]) if order["placer"] else None
     filler = (order["filler"], order["filler_issuer"]) if order["filler"] else None
-    wants_accession = setting(destination, "filler") == "accession" or setting(destination, "accession") == "OBR-3"
+    wants_accession = (
+        setting(destination, "filler") == "accession" or setting(destination, "accession") == "OBR-3"
+    )
     if order["accession"] and (wants_accession or filler is None):
         filler = (order["accession"], order["accession_issuer"])
     return placer, filler
@@ -190,13 +194,19 @@ def _conforms(text: str) -> None:
     try:
         parse_message(text, find_groups=True).validate()
     except HL7apyException as error:
-        raise ComposeError(f"hl7apy finds it not conformant ({type(error).__name__}): {_named(error)}") from None
+        raise ComposeError(
+            f"hl7apy finds it not conformant ({type(error).__name__}): {_named(error)}"
+        ) from None
 
 
 def _named(error: Exception) -> str:
     """The error's text if it only names elements; a text that may quote a value is left out."""
     text = str(error)
-    return text if text.startswith(("Missing required child", "Invalid children", "Child limit exceeded")) else ""
+    return (
+        text
+        if text.startswith(("Missing required child", "Invalid children", "Child limit exceeded"))
+        else ""
+    )
 
 
 def _compare(read: Message, segments: Segments, style: Style) -> None:
@@ -216,7 +226,9 @@ def _leaves(value: Any) -> Sequence[tuple[tuple[int, int, int], str]]:
     """Every single value of a field with its place: repetition, component, subcomponent."""
     found = []
     for r, repetition in enumerate(value if isinstance(value, list) else [value], start=1):
-        for c, component in enumerate(repetition if isinstance(repetition, tuple) else (repetition,), start=1):
+        for c, component in enumerate(
+            repetition if isinstance(repetition, tuple) else (repetition,), start=1
+        ):
             for s, leaf in enumerate(component if isinstance(component, tuple) else (component,), start=1):
                 if leaf is not None and leaf is not NULL:
                     found.append(((r, c, s), leaf))

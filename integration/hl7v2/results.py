@@ -76,7 +76,13 @@ def _orc(facts: Mapping[str, Any], destination: Destination, style: Style, contr
     order = facts["order"]
     return (
         "ORC",
-        {1: control, 2: placer, 3: filler, 5: status, 12: xcn(order["requested_by_id"], order["requested_by"], style)},
+        {
+            1: control,
+            2: placer,
+            3: filler,
+            5: status,
+            12: xcn(order["requested_by_id"], order["requested_by"], style),
+        },
     )
 
 

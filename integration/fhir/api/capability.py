@@ -22,7 +22,10 @@ def statement(base: str, fhir_version: str, around: Surroundings) -> Resource:
         "rest": [
             {
                 "mode": "server",
-                "security": {"cors": False, "description": "A bearer token (manage.py token create), or a session."},
+                "security": {
+                    "cors": False,
+                    "description": "A bearer token (manage.py token create), or a session.",
+                },
                 "resource": [_resource(one) for one in TYPES.values()],
             }
         ],

@@ -21,7 +21,9 @@ class FhirJson(BaseRenderer):
     format = "json"
     charset = "utf-8"
 
-    def render(self, data: Any, accepted_media_type: str | None = None, renderer_context: Any = None) -> bytes:
+    def render(
+        self, data: Any, accepted_media_type: str | None = None, renderer_context: Any = None
+    ) -> bytes:
         """The bytes of a resource; nothing for an empty answer."""
         return b"" if data is None else orjson.dumps(data)
 

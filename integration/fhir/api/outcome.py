@@ -64,7 +64,9 @@ def handle(error: Exception, context: dict[str, Any]) -> Response:
         headers["WWW-Authenticate"] = challenge
     if wait := getattr(error, "wait", None):
         headers["Retry-After"] = str(int(wait))
-    return Response(outcome(error.status_code, _text(error.detail)), status=error.status_code, headers=headers)
+    return Response(
+        outcome(error.status_code, _text(error.detail)), status=error.status_code, headers=headers
+    )
 
 
 def _text(detail: Any) -> str:

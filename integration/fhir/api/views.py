@@ -207,7 +207,9 @@ class SearchByForm(Search):
     def post(self, request: Request, kind: str) -> Response:
         """Search by a form, and by what the query string adds to it."""
         form: Any = request.data
-        asked = [(k, v) for said in (request.query_params, form) for k, values in said.lists() for v in values]
+        asked = [
+            (k, v) for said in (request.query_params, form) for k, values in said.lists() for v in values
+        ]
         return self.found(kind, asked)
 
 
@@ -240,7 +242,9 @@ class Control:
         summary = said.get("_summary", "false")
         if summary not in _SUMMARIES:
             raise outcome.Invalid(f"_summary must be one of {', '.join(_SUMMARIES)}.")
-        return cls(min(int(text), _COUNT_MOST), said.get("_cursor", ""), summary, said.get("_total") != "none")
+        return cls(
+            min(int(text), _COUNT_MOST), said.get("_cursor", ""), summary, said.get("_total") != "none"
+        )
 
 
 @dataclass(frozen=True)
@@ -258,5 +262,3 @@ _SUBSETTED = {"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationVal
 def _with_query(address: str, query: Iterable[tuple[str, str]]) -> str:
     pairs = list(query)
     return f"{address}?{urlencode(pairs)}" if pairs else address
-
-

@@ -74,7 +74,9 @@ def build(
             "issued": instant(version.signed_at),
             "performer": [{"type": "Organization", "display": site}] if site else [],
             "resultsInterpreter": [p for p in (person(version.signer_name, version.signer_id),) if p],
-            "imagingStudy": [reference("ImagingStudy", study.id) for study in sorted(studies, key=lambda s: s.id)],
+            "imagingStudy": [
+                reference("ImagingStudy", study.id) for study in sorted(studies, key=lambda s: s.id)
+            ],
             "conclusion": "" if retracted else version.impression.strip(),
             "presentedForm": [] if retracted else [_attachment(html, version)],
         }
@@ -104,9 +106,7 @@ def _html(versions: Sequence[ReportVersion]) -> str:
     parts += [(f"Addendum of {v.signed_at:%Y-%m-%d}", v.addendum) for v in versions if v.addendum]
     body = "".join(f"<h3>{escape(title)}</h3>{_paragraphs(text)}" for title, text in parts if text.strip())
     signer = escape(parse_pn(version.signer_name).display())
-    return (
-        f'<div xmlns="http://www.w3.org/1999/xhtml">{body}<p>Signed by {signer}, {instant(version.signed_at)}</p></div>'
-    )
+    return f'<div xmlns="http://www.w3.org/1999/xhtml">{body}<p>Signed by {signer}, {instant(version.signed_at)}</p></div>'
 
 
 def _paragraphs(text: str) -> str:

@@ -87,7 +87,9 @@ def coded(system: str, code: str, display: str = "") -> Resource:
     return without_empty({"system": system, "code": code, "display": display})
 
 
-def identifier(value: str, system: str = "", type_code: str = "", *, use: str = "", assigner: str = "") -> Resource:
+def identifier(
+    value: str, system: str = "", type_code: str = "", *, use: str = "", assigner: str = ""
+) -> Resource:
     """An Identifier; `type_code` is of table 0203."""
     return without_empty(
         {

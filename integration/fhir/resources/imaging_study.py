@@ -110,7 +110,11 @@ def _identifiers(study: Study, systems: Systems) -> list[Resource]:
 
 
 def _said_subject(study: Study, systems: Systems) -> Resource:
-    said = identifier(study.patient_id, systems.authority(study.issuer_of_patient_id)) if study.patient_id else {}
+    said = (
+        identifier(study.patient_id, systems.authority(study.issuer_of_patient_id))
+        if study.patient_id
+        else {}
+    )
     name = person(study.patient_name) or {}
     return without_empty(
         {"type": "Patient", "identifier": said, "display": name.get("display", "") or "Unknown patient"}
@@ -123,7 +127,9 @@ def _based_on(procedure: RequestedProcedure | None, systems: Systems) -> Resourc
     request = procedure.request
     result = reference("ServiceRequest", procedure.id)
     if request.accession_number:
-        result["identifier"] = accession(request.accession_number, request.issuer_of_accession_number, systems)
+        result["identifier"] = accession(
+            request.accession_number, request.issuer_of_accession_number, systems
+        )
     return result
 
 
@@ -132,7 +138,9 @@ def _started(study: Study, zone: tzinfo | None) -> str:
 
 
 def _sorted(series: Iterable[Series]) -> list[Series]:
-    return sorted(series, key=lambda s: (s.series_number is None, s.series_number or 0, s.series_instance_uid))
+    return sorted(
+        series, key=lambda s: (s.series_number is None, s.series_number or 0, s.series_instance_uid)
+    )
 
 
 def _series(series: Series, instances: Iterable[Instance], zone: tzinfo | None, study: Study) -> Resource:
@@ -180,5 +188,3 @@ def _body_site(part: str) -> Resource | None:
 def _laterality(code: str) -> Resource | None:
     known = _LATERALITY.get(code)
     return coded(SNOMED, *known) if known else None
-
-

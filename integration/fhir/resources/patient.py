@@ -18,16 +18,24 @@ _GENDER = {"M": "male", "F": "female", "O": "other"}
 
 
 def build(
-    patient: Patient, identifiers: Iterable[PatientIdentifier], systems: Systems, *, replaces: Iterable[UUID] = ()
+    patient: Patient,
+    identifiers: Iterable[PatientIdentifier],
+    systems: Systems,
+    *,
+    replaces: Iterable[UUID] = (),
 ) -> Resource:
     """The patient. `identifiers` come with `.authority` loaded; `replaces` are the patients merged into this one.
 
     A retired patient stays readable: inactive, with a link to the one that replaced it.
     """
-    links = [{"other": {"reference": f"Patient/{pk}"}, "type": "replaces"} for pk in sorted(replaces, key=str)]
+    links = [
+        {"other": {"reference": f"Patient/{pk}"}, "type": "replaces"} for pk in sorted(replaces, key=str)
+    ]
     if patient.merged_into_id:
         links.append({"other": {"reference": f"Patient/{patient.merged_into_id}"}, "type": "replaced-by"})
-    ordered = sorted(identifiers, key=lambda i: (i.status != PatientIdentifier.Status.CURRENT, i.position, str(i.id)))
+    ordered = sorted(
+        identifiers, key=lambda i: (i.status != PatientIdentifier.Status.CURRENT, i.position, str(i.id))
+    )
     return without_empty(
         {
             "resourceType": "Patient",

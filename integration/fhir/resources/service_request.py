@@ -50,7 +50,9 @@ def build(
                 )
                 if i
             ],
-            "requisition": identifier(group, systems.authority(request.placer_issuer), "PGN") if group else None,
+            "requisition": identifier(group, systems.authority(request.placer_issuer), "PGN")
+            if group
+            else None,
             "status": status(request.status, [s.status for s in steps]),
             "intent": "order",
             "category": [concept([coded(SNOMED, "363679005", "Imaging")])],
@@ -61,7 +63,9 @@ def build(
             "authoredOn": instant(request.placed_at) if request.placed_at else "",
             "requester": person(request.requesting_physician, request.requesting_physician_id),
             "reasonCode": _reasons(procedure, systems),
-            "note": [{"text": text} for text in (_comments(request.imaging_service_request_comments),) if text],
+            "note": [
+                {"text": text} for text in (_comments(request.imaging_service_request_comments),) if text
+            ],
         }
     )
 
@@ -76,7 +80,9 @@ def status(request: str, steps: list[str]) -> str:
         return whole[request]
     if steps and all(s == StepStatus.HELD for s in steps):
         return "on-hold"
-    if steps and all(s in (StepStatus.COMPLETED, StepStatus.CANCELED, StepStatus.DISCONTINUED) for s in steps):
+    if steps and all(
+        s in (StepStatus.COMPLETED, StepStatus.CANCELED, StepStatus.DISCONTINUED) for s in steps
+    ):
         return "completed" if StepStatus.COMPLETED in steps else "revoked"
     return "active"
 

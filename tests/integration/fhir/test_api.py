@@ -142,7 +142,9 @@ def test_an_order_and_its_study_are_found_by_accession_uid_and_patient(fhir: Fhi
 def test_the_status_in_the_resource_is_the_status_that_finds_it(fhir: Fhir) -> None:
     procedures = {
         status: ordered(f"A-{status}", patient=str(number))
-        for number, status in enumerate(("SCHEDULED", "HELD", "COMPLETED", "CANCELED", "DISCONTINUED", "STARTED"))
+        for number, status in enumerate(
+            ("SCHEDULED", "HELD", "COMPLETED", "CANCELED", "DISCONTINUED", "STARTED")
+        )
     }
     for status, procedure in procedures.items():
         if status != "SCHEDULED":
@@ -289,7 +291,9 @@ def test_what_clients_accept_is_understood(fhir: Fhir, accept: str) -> None:
     assert fhir.get("metadata", Accept=accept)["resourceType"] == "CapabilityStatement"
 
 
-@pytest.mark.parametrize("accept", ["application/fhir+xml", "application/fhir+json; fhirVersion=5.0", "image/png"])
+@pytest.mark.parametrize(
+    "accept", ["application/fhir+xml", "application/fhir+json; fhirVersion=5.0", "image/png"]
+)
 def test_what_we_do_not_speak_is_406(fhir: Fhir, accept: str) -> None:
     assert fhir.get("metadata", 406, Accept=accept)["resourceType"] == "OperationOutcome"
     assert fhir.get("Patient?_format=json")["resourceType"] == "Bundle"

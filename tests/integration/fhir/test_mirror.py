@@ -181,7 +181,9 @@ def test_a_wrong_token_parks_nothing() -> None:
         settled(ordered())
         delivery.drain(destination.id)
         assert "parked" not in states(destination) and not server.resources
-        Destination.objects.filter(pk=destination.pk).update(settings={**destination.settings, "token": "right"})
+        Destination.objects.filter(pk=destination.pk).update(
+            settings={**destination.settings, "token": "right"}
+        )
         drain(destination)
         assert len(server.of("ImagingStudy")) == 1
 

@@ -60,7 +60,9 @@ def a_procedure(**values: object) -> RequestedProcedure:
         placed_at=AT,
     )
     given = {"code_value": "CTH", "coding_scheme_designator": "99LOCAL", "code_meaning": "CT head", **values}
-    return RequestedProcedure(request=request, requested_procedure_id="RP1", study_instance_uid="1.2.3", **given)
+    return RequestedProcedure(
+        request=request, requested_procedure_id="RP1", study_instance_uid="1.2.3", **given
+    )
 
 
 def built(study: Study, series: list[Series] | None = None, **more: object) -> dict:
@@ -126,7 +128,9 @@ def test_series_carry_codes_where_they_are_known_and_nothing_where_not() -> None
         series_instance_uid="1.2", modality="", body_part_examined="ELBOWS", laterality="U", received_at=AT
     )
     by_uid = {s["uid"]: s for s in built(a_study(), [odd, known])["series"]}
-    assert by_uid["1.1"]["bodySite"]["code"] == "816094009" and by_uid["1.1"]["laterality"]["code"] == "7771000"
+    assert (
+        by_uid["1.1"]["bodySite"]["code"] == "816094009" and by_uid["1.1"]["laterality"]["code"] == "7771000"
+    )
     assert "number" not in by_uid["1.1"]  # unsignedInt
     assert by_uid["1.2"]["bodySite"] == {"display": "ELBOWS"} and "laterality" not in by_uid["1.2"]
     assert by_uid["1.2"]["modality"]["code"] == "OT"
@@ -163,7 +167,9 @@ def test_a_request_has_the_status_of_its_order_and_steps(
 
 
 def test_a_request_carries_its_numbers_by_type() -> None:
-    procedure = a_procedure(filler_order_number="F9", filler_issuer="RIS", requested_procedure_priority="STAT")
+    procedure = a_procedure(
+        filler_order_number="F9", filler_issuer="RIS", requested_procedure_priority="STAT"
+    )
     resource = service_request.build(procedure, procedure.request, [], SYSTEMS)
     assert problems(resource) == []
     numbers = {

@@ -94,4 +94,6 @@ def moved(procedure: RequestedProcedure, status: str, actor: str = "scanner") ->
 
 def states(destination: Destination) -> list[str]:
     """The states of the destination's items, in order."""
-    return list(OutboxItem.objects.filter(destination=destination).order_by("id").values_list("state", flat=True))
+    return list(
+        OutboxItem.objects.filter(destination=destination).order_by("id").values_list("state", flat=True)
+    )

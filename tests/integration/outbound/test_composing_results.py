@@ -81,7 +81,12 @@ def report(**changes: object) -> dict:
 
 def test_the_default_message_says_who_what_and_the_text() -> None:
     msg = composed()
-    assert (msg.message_type, msg.trigger_event, msg.control_id, msg.version) == ("ORU", "R01", "CTRL1", "2.5.1")
+    assert (msg.message_type, msg.trigger_event, msg.control_id, msg.version) == (
+        "ORU",
+        "R01",
+        "CTRL1",
+        "2.5.1",
+    )
     assert msg.header.field(7) == "20260301103015+0000"
     assert not msg.header.has(15)  # original mode
     pid, obr = msg.first("PID"), msg.first("OBR")

@@ -181,7 +181,9 @@ class Hook:
 @pytest.mark.django_db
 def test_people_are_told_once_at_the_start_and_once_at_recovery() -> None:
     hook = Hook()
-    Site.objects.create(name="St. Ann", settings={"alert_mail": ["desk@example.org"], "alert_webhook": hook.url})
+    Site.objects.create(
+        name="St. Ann", settings={"alert_mail": ["desk@example.org"], "alert_webhook": hook.url}
+    )
     alerts.raise_alert("destination:his", "his does not answer")
     for _ in range(3):
         sweeper.tell()

@@ -63,7 +63,9 @@ def test_retries_send_the_same_bytes_with_the_same_control_id() -> None:
     with His(script=[ack("AR", error="207"), silence, garbage]) as his:
         destination = hl7_destination(his.port, ack_seconds=0.3)
         signed(ordered())
-        Destination.objects.filter(pk=destination.pk).update(name="renamed", settings={**destination.settings})
+        Destination.objects.filter(pk=destination.pk).update(
+            name="renamed", settings={**destination.settings}
+        )
         drain(destination)
         assert outcomes(destination) == ["rejected", "timeout", "timeout", "delivered"]
         assert len({r.raw for r in his.received}) == 1

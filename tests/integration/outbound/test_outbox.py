@@ -1,9 +1,11 @@
 """What is queued with which fact, for whom, and what is frozen in it."""
 
 import pytest
+from django.conf import settings
 from django.db import transaction
 
 from common.store import unit_of_work
+from integration.destinations import described
 from integration.models import Destination, OutboxItem
 from integration.outbox import new_control_id
 from ris.models import ScheduledProcedureStep
@@ -172,3 +174,9 @@ def test_control_ids_are_unique_and_sort_by_time() -> None:
     assert len(set(made)) == 2000
     assert all(len(one) == 20 for one in made)
     assert made[0][:9] <= made[-1][:9]
+
+
+def test_every_setting_of_a_destination_is_described() -> None:
+    page = (settings.BASE_DIR / "docs" / "destinations.md").read_text()
+    missing = [key for key in described() if f"| `{key}` |" not in page]
+    assert not missing
