@@ -105,8 +105,8 @@ def _html(versions: Sequence[ReportVersion]) -> str:
     parts = [("Findings", version.findings), ("Impression", version.impression)]
     parts += [(f"Addendum of {v.signed_at:%Y-%m-%d}", v.addendum) for v in versions if v.addendum]
     body = "".join(f"<h3>{escape(title)}</h3>{_paragraphs(text)}" for title, text in parts if text.strip())
-    signer = escape(parse_pn(version.signer_name).display())
-    return f'<div xmlns="http://www.w3.org/1999/xhtml">{body}<p>Signed by {signer}, {instant(version.signed_at)}</p></div>'
+    signed = f"Signed by {escape(parse_pn(version.signer_name).display())}, {instant(version.signed_at)}"
+    return f'<div xmlns="http://www.w3.org/1999/xhtml">{body}<p>{signed}</p></div>'
 
 
 def _paragraphs(text: str) -> str:
