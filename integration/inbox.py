@@ -264,7 +264,8 @@ def _apply_now(head: Head, unit: Unit, row: Message) -> None:
         row.state = State.KEPT
         return
     _carry_out(translated, unit, row)
-    row.state, row.applied_at = State.APPLIED, now()
+    nothing = not (row.patient_ids or row.request_ids)
+    row.state, row.applied_at = (State.KEPT, None) if nothing else (State.APPLIED, now())
 
 
 def _store_for_later(head: Head, row: Message) -> None:

@@ -108,6 +108,11 @@ FIELDS: dict[str, str] = {
     "patient_size": "OBX[Body Height]-5, OBX[8302-2]-5, OBX[3137-7]-5",
     # visit
     "admission_id": "PV1-19, PID-18",
+    # appointments (SIU)
+    "appointment_placer_order": "SCH-26, SCH-1",
+    "appointment_filler_order": "SCH-27, SCH-2",
+    "appointment_accession": "none",
+    "appointment_start": "AIS-4, AIL-6, AIP-6, TQ1-7, SCH-11.4",
     # how old the facts are, where MSH-7 says when the message was made at all
     "facts_at": "EVN-2, MSH-7",
     "order_facts_at": "ORC-9, MSH-7",

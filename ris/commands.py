@@ -147,6 +147,8 @@ class ApplyOrders:
     facts_at: datetime | None = None
     source: str = ""
     policy: OrderPolicy = OrderPolicy()
+    makes_patient: bool = True
+    """False: the patient is compared with the order's, never made or changed (appointments)."""
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from integration.hl7v2 import orders, patients
+from integration.hl7v2 import orders, patients, schedule
 from integration.hl7v2.errors import Code, Location, refuse
 from integration.hl7v2.reading import Message
 from integration.hl7v2.scope import Head, Scope
@@ -87,6 +87,11 @@ def _orders(head: Head) -> Translated | None:
     return Translated([found.command], found.locate)
 
 
+def _appointment(head: Head) -> Translated:
+    found = schedule.read(head)
+    return Translated([found.command], found.locate)
+
+
 def _answer(head: Head) -> Translated | None:
     """ORR, ORG, ORI: the other side's answer to an order; only what has groups says anything."""
     if not head.message.all("ORC"):
@@ -98,6 +103,7 @@ _READERS: dict[tuple[str, str], Callable[[Head], Translated | None]] = {
     **{("ADT", event): _register for event in patients.VISIT_STATUS},
     **{("ADT", event): _merge for event in patients.MERGES},
     ("ADT", "A47"): _change_identifier,
+    **{("SIU", event): _appointment for event in schedule.BOOKS},
     ("ORM", ""): _orders,
     ("OMG", ""): _orders,
     ("OMI", ""): _orders,

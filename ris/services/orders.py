@@ -54,8 +54,10 @@ def apply(command: ApplyOrders, unit: Unit) -> Applied:
     applied = Applied()
     patient: Patient | None = None
     visit: Visit | None = None
-    if identifiers:
+    if identifiers and command.makes_patient:
         patient, visit = patients.settle(command.patient, ctx, unit, applied)
+    elif identifiers:
+        patient = patients.find(command.patient.identifiers, ctx, applied)
     work = _Work(command, ctx, unit, applied, patient, visit)
     for index, group in enumerate(command.groups):
         work.group(index, group)

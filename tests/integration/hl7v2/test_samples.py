@@ -97,7 +97,7 @@ DCM4CHE = {
     "ORU^R01-CDA": KEPT,
     "ORU^R01-PDF": KEPT,
     "ORU^R01-SR": KEPT,
-    "SIU^S12-NewAppointmentBooking": KEPT,
+    "SIU^S12-NewAppointmentBooking": refused("100", "SCH^1"),  # it has no SCH
 }
 
 ANS = {
@@ -141,7 +141,9 @@ CONVERTER = {
     "ORM-O01-06": KEPT,  # a drug (RXO)
     "ORU-R01-01": ("CA", "kept", ""),
     "ORU-R01-RMGEAD": KEPT,
-    **dict.fromkeys([f"SIU-S{n}-0{v}" for n in (12, 13, 14, 15, 16, 17, 26) for v in (1, 2)], KEPT),
+    **dict.fromkeys(
+        [f"SIU-S{n}-0{v}" for n in (12, 13, 14, 15, 16, 17, 26) for v in (1, 2)], KEPT
+    ),  # no order
     "SIU-S12_1": KEPT,
     "SIU_12": APPLIED,  # MSH-9 says ADT^A60
 }

@@ -20,7 +20,7 @@ def test_the_defaults_compile_and_every_key_is_known():
     assert set(profile.fields) == set(FIELDS)
     assert set(profile.policies) == set(POLICIES)
     assert set(FIELDS) | set(POLICIES) == PROFILE_KEYS
-    assert all(profile.fields[name].places for name in FIELDS)
+    assert all(profile.fields[name].places or profile.fields[name].word for name in FIELDS)
 
 
 def test_an_expression_is_alternatives_and_a_word():
