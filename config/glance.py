@@ -71,6 +71,7 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("outbox", "queued"): Kind(
         "Outbox", "reports and status on their way", model="integration.outboxitem", query={"state": "queued"}
     ),
+    ("spool", "*"): Kind("Spool", "received and safe, not in the index yet"),
     ("unsettled", "*"): Kind("Growing studies", "quiet, but not yet told onward", model="pacs.study"),
     ("inbox", "refused"): Kind(
         "Refused messages", "the sender has to repair them", True, _MESSAGES, {"state": "refused"}
@@ -138,7 +139,7 @@ def _states() -> Iterable[tuple[Kind, list[Waiting], float]]:
         if name in found:
             states = [s for s in found[name] if part in ("*", s.part)]
             yield kind, states, late.get(name, 900)
-    for name in found.keys() - {name for name, _ in KINDS}:
+    for name in found.keys() - {name for name, _ in KINDS} - {"processes"}:  # those have a card of their own
         yield Kind(titles[name], ""), found[name], late[name]
 
 

@@ -130,6 +130,13 @@ def words(value: Any) -> str:
 
 
 @register.filter
+def attribute(keyword: str) -> str:
+    """A snake_case DICOM keyword as people say it: `patient ID`, `study instance UID`."""
+    said = {"id": "ID", "uid": "UID", "ae": "AE"}
+    return " ".join(said.get(word, word) for word in keyword.split("_"))
+
+
+@register.filter
 def get(mapping: Any, key: Any) -> Any:
     """A mapping's value, or nothing."""
     return mapping.get(key) if mapping else None

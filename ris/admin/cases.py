@@ -15,7 +15,7 @@ from django.utils.html import format_html
 from common import audit
 from common.clock import to_site
 from common.desk import DefaultFilter, DeskAdmin, chip
-from common.templatetags.orderly import age, dicom_date, moment, pn, sex, words
+from common.templatetags.orderly import age, attribute, dicom_date, moment, pn, sex
 from ris import context, selectors
 from ris.admin import story
 from ris.deeds import carry_out
@@ -156,7 +156,8 @@ class CaseAdmin(DeskAdmin):
             "series": row.study.series.all(),
             "match": match,
             "evidence": [e for e in match.evidence if e["verdict"] != "silent"] if match else [],
-            "linked_by": story.explain(match.cause)[0] if match else "",
+            "linked_by": _linked_by(match) if match else "",
+            "identifier": selectors.shown_identifier(match.procedure.request.patient) if match else "",
             "candidates": shown,
             "before": StudyMatch.objects.filter(study=row.study, undone_at__isnull=False).select_related(
                 "procedure__request"
@@ -251,6 +252,12 @@ class CaseAdmin(DeskAdmin):
         return get_object_or_404(ReconciliationCase.objects.select_related("study"), pk=pk)
 
 
+def _linked_by(match: StudyMatch) -> str:
+    if match.method == StudyMatch.Method.CLERK:
+        return story.explain(match.cause)[0]
+    return f"by {match.get_method_display()}"
+
+
 def compare(facts: StudyFacts, procedure_ids: list[UUID]) -> list[Candidate]:
     """These procedures beside what the images say, as both are now; best first."""
     ctx = context.load(procedures=procedure_ids)
@@ -279,9 +286,7 @@ def _worst_last(one: Weighed) -> float:
 def _candidate(facts: StudyFacts, one: Weighed, procedure: RequestedProcedure) -> Candidate:
     lines = [
         Comparison(
-            words(e.about).replace("uid", "UID").replace("id", "ID")
-            if e.about != "time"
-            else "date and time",
+            "date and time" if e.about == "time" else attribute(e.about),
             *_both_sides(e.about, facts, one.procedure, procedure),
             verdict=e.verdict.value,
             reason=e.reason,

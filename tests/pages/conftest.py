@@ -51,7 +51,7 @@ def _broken(response: Any) -> bool:
 @pytest.fixture
 def morning(transactional_db: None) -> Morning:
     """A department at work."""
-    return begin()
+    return begin(busy=True)
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ class Morning:
     unmatched: Study
 
 
-def begin() -> Morning:
-    """Make it."""
+def begin(*, busy: bool = False) -> Morning:
+    """Make it; `busy` with the stream of messages that the chart of the first page shows."""
     Site.objects.update_or_create(pk=1, defaults={"name": "St. Brigid's Hospital", "timezone": "UTC"})
     clerk = make.user("clara.weiss", Role.CLERK, first_name="Clara", last_name="Weiss")
     radiologist = make.user("mara.lindt", Role.RADIOLOGIST, first_name="Mara", last_name="Lindt")
@@ -106,7 +106,7 @@ def begin() -> Morning:
             values={"study_instance_uid": "1.2.826.0.1.3680043.8.498.77", "accession_number": "A26-1074"},
         ),
     )
-    _messages()
+    _messages(56 if busy else 3)
     SetAside.objects.create(
         reason=SetAside.Reason.UNREADABLE,
         detail="The data set ends within element (7FE0,0010).",
@@ -120,10 +120,10 @@ def begin() -> Morning:
     return Morning(clerk, radiologist, referrer, physician, order, unscheduled, reported, unmatched)
 
 
-def _messages() -> None:
+def _messages(updates: int) -> None:
     """Messages through the real inbox, then spread over the last hours."""
     stamp = f"{now():%Y%m%d%H%M%S}"
-    for number in range(1, 58):
+    for number in range(updates):
         make.message(
             f"MSH|^~\\&|HIS|HOSP|ORDERLY|RAD|{stamp}||ADT^A08^ADT_A01|M{number:05}|P|2.5.1",
             f"EVN|A08|{stamp}",
@@ -145,9 +145,10 @@ def _messages() -> None:
         "ZDS|1.2.826.0.1.3680043.8.498.1050^HIS^Application^DICOM",
     )
     rows = list(Message.objects.order_by("id"))
-    pace = (1, 2, 2, 4, 6, 9, 8, 7, 6, 5, 4, 3)
+    pace = (1, 2, 2, 4, 6, 9, 8, 7, 6, 5, 4, len(rows))
     index = 0
     for hour, count in enumerate(pace):
         for row in rows[index : index + count]:
-            Message.objects.filter(pk=row.pk).update(received_at=now() - timedelta(hours=11 - hour, minutes=7))
+            this_hour = now().replace(minute=0, second=0, microsecond=0)
+            Message.objects.filter(pk=row.pk).update(received_at=this_hour - timedelta(hours=11 - hour))
         index += count

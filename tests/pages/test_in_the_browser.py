@@ -184,7 +184,7 @@ def test_a_stale_save_shows_both_texts_and_loses_none(page: Any, log_in: LogIn, 
 def test_a_referrer_sees_own_orders_and_no_other(page: Any, log_in: LogIn, shot: Shot, morning: Morning):
     log_in("jonas.ahrens")
     expect(page.get_by_role("heading", name="My reports")).to_be_visible()
-    expect(page.locator("tr[data-href]")).to_have_count(3)
+    expect(page.locator("tr[data-href]")).to_have_count(4)  # two read, one waiting, and the one that came by HL7
     expect(page.locator("#rows")).not_to_contain_text("Ruth Keller")
     shot("portal")
     page.get_by_role("link", name="Anton Beck").click()
@@ -200,3 +200,36 @@ def test_wrong_passwords_do_not_enter(page: Any, shot: Shot, morning: Morning):
     page.click("button[type=submit]")
     expect(page.get_by_role("alert")).to_contain_text("do not fit together")
     shot("login")
+
+
+def test_pages_fit_a_tablet_and_the_dark(page: Any, log_in: LogIn, shot: Shot, morning: Morning):
+    log_in("clara.weiss")
+    step = make.procedure(morning.unscheduled).steps.get()
+    study = make.procedure(morning.order).matches.get().study
+    pages = {
+        "first-page": "/",
+        "order": f"/admin/ris/imagingservicerequest/{morning.order.pk}/change/",
+        "case": f"/admin/ris/reconciliationcase/{morning.unmatched.case.pk}/change/",
+        "step": f"/admin/ris/scheduledprocedurestep/{step.pk}/change/",
+        "study": f"/admin/pacs/study/{study.pk}/change/",
+        "messages": "/admin/integration/message/",
+        "desk": "/admin/",
+    }
+    for width, scheme in ((820, "light"), (1366, "dark")):
+        page.set_viewport_size({"width": width, "height": 1100})
+        page.emulate_media(color_scheme=scheme)
+        for name, url in pages.items():
+            page.goto(url)
+            page.wait_for_load_state("networkidle")
+            wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wider <= 0, f"{name} is {wider} pixels wider than a screen of {width}"
+            shot(f"{name}-{width}-{scheme}")
+
+
+def test_a_report_page_fits_a_tablet(page: Any, log_in: LogIn, shot: Shot, morning: Morning):
+    log_in("mara.lindt")
+    page.set_viewport_size({"width": 820, "height": 1180})
+    page.goto(f"/reading/{make.procedure(morning.order).pk}/")
+    wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wider <= 0
+    shot("report-820")
