@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from django.db.models import Count, Max
 from common.process import read_run_file
 from config.doors import DOORS
 from integration.models import Message, OutboxItem
+from integration.rehearsal.board import board
+from integration.rehearsal.facts import Summary
 from pacs.models import Instance, Study
 from ris.models import ImagingServiceRequest, ReconciliationCase, Report, StudyMatch
 
@@ -47,6 +51,7 @@ class Demo:
         self.began = time.monotonic()
         self.manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
         self.log = Path(settings.DATA_DIR) / "log" / "serve.log"
+        self.log_offset = self.log.stat().st_size if self.log.exists() else 0
         self.stopped = threading.Event()
         self.style = color_style()
         self.summary: dict[str, Any] | None = None
@@ -106,24 +111,35 @@ class Demo:
         """Show each process as it comes up. False when the wait was ended by Ctrl-C."""
         shown: set[str] = set()
         deadline = time.monotonic() + START_SECONDS
-        offset = self.log.stat().st_size
         while not self.stopped.wait(0.1):
             if engine.poll() is not None:
-                raise DemoError(f"The engine did not start: {_tail(self.log, offset)}\nMore in {self.log}")
+                raise DemoError(
+                    f"The engine did not start: {self._log_since_start()[-800:]}\nMore in {self.log}"
+                )
             if time.monotonic() > deadline:
                 raise DemoError(f"The engine is not ready after {START_SECONDS} s; see {self.log}")
+            for step in re.findall(r"^\[[\d. ]+s\] (?!ready|stopped)(.+)$", self._log_since_start(), re.M):
+                self._once(shown, step)
             run = read_run_file(settings.DATA_DIR)
             if run is None or run["pid"] != engine.pid:
                 continue
-            if not shown:
-                self._say("The database runs, its schema is up to date")
             for name, said in run["processes"].items():
-                if said["state"] == "ready" and name not in shown:
-                    self._say(f"{name} is ready")
-                shown.add(name) if said["state"] == "ready" else shown.add("database")
+                if said["state"] == "ready":
+                    self._once(shown, f"{name} is ready")
             if _answers(f"http://{settings.ORDERLY_BIND}:{run['ports']['http']}/readyz"):
                 return True
         return False
+
+    def _once(self, shown: set[str], text: str) -> None:
+        if text not in shown:
+            shown.add(text)
+            self._say(text)
+
+    def _log_since_start(self) -> str:
+        """What the engine has said since this start."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_offset)
+            return file.read().decode(errors="replace").strip()
 
     # -- the morning
 
@@ -194,11 +210,14 @@ class Demo:
         print(self.style.MIGRATE_HEADING(" Orderly ".center(width, "─")))
         for name, text in rows:
             print(f"  {name:<10}{text}")
-        for title, lines in (("Came in", came_in()), ("Went out", went_out())):
+        parts = [("Came in so far", came_in()), ("Went out so far", went_out())]
+        if self.summary:
+            parts.insert(0, ("This morning", [line.strip() for line in _told(self.summary)]))
+        for title, lines in parts:
             print()
             print(self.style.MIGRATE_HEADING(f"  {title}"))
             for line in lines:
-                print(f"    {line}")
+                print(f"    {line}".rstrip())
         print(self.style.MIGRATE_HEADING("─" * width))
         print("  Ctrl-C stops everything; the next start finds its data again.", flush=True)
 
@@ -216,6 +235,12 @@ class Demo:
 
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.began:6.1f} s] {text}", flush=True)
+
+
+def _told(summary: dict[str, Any]) -> list[str]:
+    """The rehearsal's own board of its summary."""
+    kept = {one.name: summary[one.name] for one in fields(Summary) if one.name in summary}
+    return [line for line in board(Summary(**kept, wrong=summary["problems"])) if line]
 
 
 def came_in() -> list[str]:
@@ -281,9 +306,3 @@ def _last_object(lines: list[str]) -> dict[str, Any] | None:
         if isinstance(found, dict):
             return found
     return None
-
-
-def _tail(path: Path, offset: int) -> str:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read().decode(errors="replace").strip()[-800:]
