@@ -173,8 +173,7 @@ def describe(
     study = rows["study"]
     assert isinstance(study, Study)
     for tag, element in overlay.dataset_of(overlay.attributes_of(study)).to_json_dict().items():
-        asked = search.include_all or int(tag, 16) in wanted
-        if asked and (tag not in document or int(tag, 16) not in TABLES[level]):
+        if search.include_all or int(tag, 16) in wanted:
             document[tag] = element
     _request(document, rows, wanted)
     return {tag: element for tag, element in document.items() if len(element) > 1}

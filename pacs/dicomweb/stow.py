@@ -22,7 +22,7 @@ from pacs.dicomweb.wado import Retrieve
 from pacs.dimse import status
 from pacs.dimse.registry import Refused
 from pacs.header import HeaderError
-from pacs.services.store import check, storage_classes
+from pacs.services.store import SOP_CLASS_UID, SOP_INSTANCE_UID, check, storage_classes
 from pacs.storage import spool
 from pacs.storage.part10 import MAX_META_BYTES, NotPart10, Origin, origin_of, read_prefix
 
@@ -122,17 +122,31 @@ def _begin(content: Iterator[bytes]) -> tuple[bytes, Origin, int]:
         head += piece
         if len(head) >= MAX_META_BYTES:
             break
+    if head[:2] == b"\2\0" and head[128:132] != b"DICM":
+        head[:0] = bytes(128) + b"DICM"  # clients leave the preamble out
     meta, offset = read_prefix(bytes(head))
-    origin = origin_of(meta)
+    named = origin_of(meta)
+    # What the data set says of itself counts: files with another UID in their meta group exist.
+    said = _identity(bytes(head[offset:]), named.transfer_syntax_uid)
+    origin = Origin(
+        said.text(SOP_CLASS_UID) or named.sop_class_uid,
+        said.text(SOP_INSTANCE_UID) or named.sop_instance_uid,
+        named.transfer_syntax_uid,
+        "STOW-RS",
+    )
     if not is_loose_uid(origin.sop_instance_uid) or not is_loose_uid(origin.transfer_syntax_uid):
-        raise NotPart10("a UID of the File Meta Information is none")
+        raise NotPart10("a UID is none")
     if origin.sop_class_uid not in storage_classes():
         raise Refused(status.CLASS_NOT_SUPPORTED, "no storage SOP class")
-    return (
-        bytes(head),
-        Origin(origin.sop_class_uid, origin.sop_instance_uid, origin.transfer_syntax_uid, "STOW-RS"),
-        offset,
-    )
+    return bytes(head), origin, offset
+
+
+def _identity(head: bytes, syntax: str) -> header.Header:
+    """The UIDs in the first bytes of a data set."""
+    if syntax in header.DEFLATED_SYNTAXES:
+        head = header.inflate_head([head], 1 << 16)
+    wanted = frozenset((SOP_CLASS_UID, SOP_INSTANCE_UID))
+    return header.walk(head, syntax, wanted, size=header.MAX_INFLATED)
 
 
 def _spool(origin: Origin, first: bytes, rest: Iterator[bytes], study: str | None) -> tuple[str, str]:

@@ -177,7 +177,7 @@ class Bulkdata(DicomwebView):
     """GET …/bulkdata/{path}: a binary value that metadata names by its URI."""
 
     def get(self, request: Request, study: str, series: str, instance: str, path: str) -> HttpResponse:
-        """The bytes alone, little endian, or the range of them that is asked for."""
+        """The bytes, little endian: in one part where multipart is asked for first, else alone or in ranges."""
         row = self.instance(request, study, series, instance)
         self.audit_once(request, row.series.study_id)
         try:
@@ -189,6 +189,12 @@ class Bulkdata(DicomwebView):
             raise Unmakeable(error) from error
         except (HeaderError, RecursionError):
             raise Unreadable from None
+        if self.ranges(request)[0].type in ("multipart/related", "multipart/*"):
+            mark = multipart.boundary()
+            return HttpResponse(
+                b"".join(multipart.write([(OCTETS, [content])], mark)),
+                content_type=f'multipart/related; type="{OCTETS}"; boundary={mark}',
+            )
         return ranged(request, [(0, len(content))], content, OCTETS)
 
 

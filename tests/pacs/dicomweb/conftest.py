@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,17 +15,15 @@ from django.test import Client
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
-from common.clock import now
 from common.roles import create_token
+from pacs import indexing
 from pacs.dicomweb import base
-from pacs.matching import name_keys, parse_date, parse_time
-from pacs.models import Instance, Series, Study
-from pacs.storage import part10
-from pacs.storage.volume import Volume, relative_path
+from pacs.models import Instance
+from pacs.storage import part10, spool
 
 
 class Archive:
-    """Puts data sets into the volume and the index, the way the indexer does."""
+    """Takes objects the way the DICOM door does: through the spool and the indexer."""
 
     def add(self, ds: Dataset) -> Instance:
         """Store a data set as it would be written to a file."""
@@ -36,90 +35,25 @@ class Archive:
         """Store a Part 10 file; its preamble and meta group become ours, its data set stays."""
         meta, offset = part10.read_prefix(raw)
         origin = part10.origin_of(meta)
-        prefix = part10.prefix(origin)
-        ds = dcmread(BytesIO(raw), stop_before_pixels=True, force=True)
-        study, _ = Study.objects.get_or_create(
-            study_instance_uid=str(ds.get("StudyInstanceUID") or "1.2.826.0.9"), defaults=_study(ds)
-        )
-        series, _ = Series.objects.get_or_create(
-            study=study,
-            series_instance_uid=str(ds.get("SeriesInstanceUID") or "1.2.826.0.9.1"),
-            defaults=_series(ds),
-        )
-        path = relative_path(study.study_instance_uid + series.series_instance_uid, origin.sop_instance_uid)
-        volume = Volume("files")
-        volume.place(path, prefix + raw[offset:])
-        volume.sync()
-        row = Instance.objects.create(
-            series=series,
-            sop_instance_uid=origin.sop_instance_uid,
-            sop_class_uid=origin.sop_class_uid,
-            transfer_syntax_uid=origin.transfer_syntax_uid,
-            instance_number=ds.get("InstanceNumber"),
-            rows=ds.get("Rows"),
-            columns=ds.get("Columns"),
-            bits_allocated=ds.get("BitsAllocated"),
-            number_of_frames=ds.get("NumberOfFrames"),
-            path=path,
-            size=len(prefix) + len(raw) - offset,
-            data_set_offset=len(prefix),
-            sha256=hashlib.sha256(raw[offset:]).hexdigest(),
-            received_at=now(),
-        )
-        series.number_of_series_related_instances += 1
-        series.save()
-        study.number_of_study_related_instances += 1
-        study.number_of_study_related_series = study.series.count()
-        if series.modality and series.modality not in study.modalities_in_study:
-            study.modalities_in_study.append(series.modality)
-        study.save()
-        return row
+        ds = dcmread(BytesIO(raw), stop_before_pixels=True)  # as senders do: files with another UID exist
+        origin = replace(origin, sop_instance_uid=str(ds.SOPInstanceUID))
+        incoming = spool.mine().begin(origin)
+        incoming.write(raw[offset:])
+        incoming.commit()
+        self.index()
+        return Instance.objects.get(sop_instance_uid=origin.sop_instance_uid)
 
-
-def _text(ds: Dataset, keyword: str) -> str:
-    return str(ds.get(keyword) or "")
-
-
-def _study(ds: Dataset) -> dict[str, Any]:
-    alphabetic, ideographic, phonetic = name_keys(_text(ds, "PatientName"))
-    return {
-        "patient_id": _text(ds, "PatientID"),
-        "issuer_of_patient_id": _text(ds, "IssuerOfPatientID"),
-        "patient_name": _text(ds, "PatientName"),
-        "patient_name_search": alphabetic,
-        "patient_name_ideographic_search": ideographic,
-        "patient_name_phonetic_search": phonetic,
-        "patient_birth_date": _text(ds, "PatientBirthDate"),
-        "patient_sex": _text(ds, "PatientSex"),
-        "accession_number": _text(ds, "AccessionNumber"),
-        "study_id": _text(ds, "StudyID"),
-        "study_description": _text(ds, "StudyDescription"),
-        "referring_physician_name": _text(ds, "ReferringPhysicianName"),
-        "referring_physician_name_search": name_keys(_text(ds, "ReferringPhysicianName"))[0],
-        "study_date": parse_date(ds.StudyDate) if ds.get("StudyDate") else None,
-        "study_time": parse_time(ds.StudyTime) if ds.get("StudyTime") else None,
-        "received_at": now(),
-        "last_instance_at": now(),
-    }
-
-
-def _series(ds: Dataset) -> dict[str, Any]:
-    item = (ds.get("RequestAttributesSequence") or [Dataset()])[0]
-    return {
-        "modality": _text(ds, "Modality"),
-        "series_number": ds.get("SeriesNumber"),
-        "series_description": _text(ds, "SeriesDescription"),
-        "body_part_examined": _text(ds, "BodyPartExamined"),
-        "scheduled_procedure_step_id": _text(item, "ScheduledProcedureStepID"),
-        "requested_procedure_id": _text(item, "RequestedProcedureID"),
-        "received_at": now(),
-    }
+    def index(self) -> None:
+        """Let the indexer take what lies in the spool."""
+        while indexing.index_once():
+            pass
 
 
 @pytest.fixture
-def archive(db: None, settings: Any, tmp_path: Any) -> Iterator[Archive]:
+def archive(db: None, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
     """An empty archive in a folder of the test."""
     settings.DATA_DIR = tmp_path
+    monkeypatch.setattr(spool, "_mine", None)
     base._accesses.forget()
     yield Archive()
 
