@@ -323,6 +323,8 @@ def main(ctx: Surroundings) -> None:
     is_first = "ORDERLY_DICOM_MEMBER" not in os.environ
     size = int(os.environ.get("ORDERLY_DICOM_PROCESSES") or max(2, min(os.cpu_count() or 2, 8)))
     pool = Pool(ctx, size - 1) if is_first else None
+    if pool:
+        pool.start()
     registry = load((*SERVICES, *getattr(settings, "ORDERLY_DIMSE_SERVICES", ())))
     slots = Slots(Limits())
     titles = getattr(settings, "ORDERLY_AE_TITLES", None) or [settings.ORDERLY_AE_TITLE]
@@ -332,7 +334,7 @@ def main(ctx: Surroundings) -> None:
         listeners[listener] = tls_context() if name.endswith("_tls") else None
     server = Server(listeners, registry, admission, slots, shares=size > 1, audit=AuditOfRefusals())
     if pool:
-        pool.start()
+        pool.serves()
     else:
         ctx.ready()
     try:
@@ -353,14 +355,18 @@ class Pool:
         self._children: list[subprocess.Popen[bytes]] = []
         self._heard, self._said = os.pipe()  # members say `ready` here
         self._lifeline = os.pipe()  # and see by this one that we are gone
-        self._ready = 1  # ourselves
+        self._ready = 0
         self._start_at = 0.0
         os.set_blocking(self._heard, False)
 
     def start(self) -> None:
-        """Start the members; `ctx.ready()` is said once all serve."""
+        """Start the members."""
         while len(self._children) < self._size:
             self._children.append(self._start())
+
+    def serves(self) -> None:
+        """We serve ourselves; `ctx.ready()` is said once all do."""
+        self._ready += 1
         self._say_ready()
 
     def _start(self) -> subprocess.Popen[bytes]:
