@@ -18,7 +18,7 @@ from typing import Protocol
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
-from common import alerts
+from common import alerts, audit
 from common.clock import now
 from common.crashpoints import crashpoint
 from integration.destinations import setting, tls_context
@@ -274,6 +274,15 @@ def settle(item: OutboxItem, outcome: Outcome, started: datetime, duration_ms: f
         ours = queued().filter(pk=item.pk, lease_owner=item.lease_owner)
         kept = ours.update(**_next(item, outcome), lease_owner="", lease_until=None)
         _note_health(destination, outcome)
+        if outcome.name == "delivered":
+            audit.record(
+                "system:delivery",
+                "send",
+                item.kind,
+                patients=[item.patient_id] if item.patient_id else [],
+                objects=[item.subject],
+                detail={"destination": destination.name, "outbox_item": item.pk},
+            )
     if not kept:
         logger.warning("outbox item %s was taken over while it was being sent", item.pk)
     return bool(kept)

@@ -8,7 +8,7 @@ import pytest
 from django.db import connections
 
 from common.clock import now
-from common.models import Alert
+from common.models import Alert, AuditEvent
 from integration import delivery
 from integration.models import DeliveryAttempt, Destination, OutboxItem
 from tests.integration.outbound.making import hl7_destination, moved, ordered, signed, states
@@ -44,6 +44,8 @@ def test_a_report_is_delivered_by_the_ack_that_names_it() -> None:
         assert his.received[0].raw == bytes(item.payload or b"")
         assert b"MSA|AA|" in bytes(item.answer or b"") and item.delivered_at
         assert his.received[0].field("OBR", 18) == "A100"
+        row = AuditEvent.objects.get(action="send")
+        assert row.patient_ids == [str(item.patient_id)] and row.detail["destination"] == "his"
 
 
 def test_status_and_report_of_one_order_arrive_in_their_order_on_one_connection() -> None:
