@@ -22,7 +22,7 @@ from common.clock import now, site_zone
 from common.crashpoints import crashpoint
 from common.store import Unit, prepared
 from integration import sources
-from integration.hl7v2 import acks, batches, composing, translate
+from integration.hl7v2 import acks, answers, batches, composing, translate
 from integration.hl7v2.acks import AckCode, Asking
 from integration.hl7v2.composing import Encoded
 from integration.hl7v2.errors import Code, Location, Problem, Refused, Severity, refuse
@@ -34,8 +34,19 @@ from integration.hl7v2.scope import Head, Scope
 from integration.hl7v2.timestamps import format_time
 from integration.models import Message, MessageIdentity
 from integration.sources import Profile
-from ris.commands import Applied, ApplyOrders, ChangeIdentifier, MergePatients, RegisterPatient
+from ris.commands import (
+    Applied,
+    ApplyOrders,
+    ChangeIdentifier,
+    MergePatients,
+    OrderAction,
+    OrderGroup,
+    OrderKeys,
+    OrderNumber,
+    RegisterPatient,
+)
 from ris.errors import Refusal
+from ris.models import ImagingServiceRequest
 from ris.services import authorities, lanes, orders, patients
 
 logger = logging.getLogger(__name__)
@@ -89,6 +100,8 @@ class _Incoming:
     head: Head | None = None
     profile: Profile | None = None
     warnings: list[str] = field(default_factory=list)
+    numbers: dict[str, str] = field(default_factory=dict)
+    """Placer numbers that we assigned, by filler number."""
 
 
 def receive(raw: bytes, peer: Peer, notes: Sequence[str] = ()) -> Reply:
@@ -108,16 +121,16 @@ def _receive_batch(raw: bytes, peer: Peer, notes: Sequence[str]) -> Reply:
         batch = batches.split(raw)
     except Refused:
         return _receive_one(raw, peer, notes)  # no messages in it: a fault as any other
-    answers = [_receive_one(one, peer, [*notes, *batch.warnings]) for one in batch.messages]
+    replies = [_receive_one(one, peer, [*notes, *batch.warnings]) for one in batch.messages]
     separators, header = header_of(raw)
     fields = [f.decode("latin-1") for f in header]
     swapped = {
         ours: Encoded(acks.harmless(fields[theirs])) for ours, theirs in _SWAPPED if theirs < len(fields)
     }
     head = composing.segment("BHS", {**swapped, 7: format_time(now().astimezone(site_zone()))}, separators)
-    tail = composing.segment("BTS", {1: sum(1 for a in answers if a.ack)}, separators)
-    body = b"".join(a.ack for a in answers)
-    return Reply(head.encode("latin-1") + b"\r" + body + tail.encode() + b"\r", code=answers[-1].code)
+    tail = composing.segment("BTS", {1: sum(1 for a in replies if a.ack)}, separators)
+    body = b"".join(a.ack for a in replies)
+    return Reply(head.encode("latin-1") + b"\r" + body + tail.encode() + b"\r", code=replies[-1].code)
 
 
 # Fields of BHS: ours ← theirs; sender and receiver swap, their control id (11) is the one we refer to (12).
@@ -243,6 +256,7 @@ def _apply_once(incoming: _Incoming) -> Reply:
         _store_for_later(incoming.head, row)
     else:
         _apply_now(incoming.head, unit, row)
+        _assign_numbers(incoming, unit)
     row.warnings = [*incoming.warnings, *incoming.head.warnings, *row.warnings]
     reply = _reply(incoming, AckCode.AA, (), row.pk)
     row.ack_code, row.ack = reply.code, reply.ack
@@ -360,9 +374,36 @@ def _reply(
     incoming: _Incoming, code: AckCode, problems: Sequence[Problem], message_id: int | None = None
 ) -> Reply:
     immediate, later = acks.replies(incoming.asked, code)
-    at = incoming.received_at.astimezone(site_zone())
-    built = [acks.build(incoming.asked, c, list(problems), at=at) if c else b"" for c in (immediate, later)]
+    built = [_answer(incoming, c, problems) if c else b"" for c in (immediate, later)]
     return Reply(built[0], built[1], (immediate or code).value, message_id)
+
+
+def _answer(incoming: _Incoming, code: AckCode, problems: Sequence[Problem]) -> bytes:
+    """An acknowledgement, or the fuller answer to an order where the source wants one."""
+    at = incoming.received_at.astimezone(site_zone())
+    message, profile = incoming.parsed, incoming.profile
+    kind = answers.kind_of(message) if message and profile and profile["order_answers"] == "full" else None
+    if message is None or kind is None or code.value[0] == "C":
+        return acks.build(incoming.asked, code, problems, at=at)
+    groups = answers.groups(message, code.positive, incoming.numbers)
+    return acks.build(incoming.asked, code, problems, at=at, kind=kind, groups=groups)
+
+
+def _assign_numbers(incoming: _Incoming, unit: Unit) -> None:
+    """Orders that a filler announces with SN get their accession number as placer number, for the NA we answer."""
+    assert incoming.parsed is not None and incoming.profile is not None
+    wanting = answers.wanting_numbers(incoming.parsed) if incoming.profile["order_answers"] == "full" else []
+    if not wanting:
+        return
+    unit.flush()
+    for filler, issuer in wanting:
+        made = ImagingServiceRequest.objects.filter(filler_order_number=filler, filler_issuer=issuer).first()
+        if made is None:
+            continue
+        keys = OrderKeys(placer=OrderNumber(made.accession_number), filler=OrderNumber(filler, issuer))
+        group = OrderGroup(action=OrderAction.NUMBER_ASSIGNED, keys=keys)
+        orders.apply(ApplyOrders(patient=RegisterPatient(identifiers=()), groups=(group,)), unit)
+        incoming.numbers[filler] = made.accession_number
 
 
 # -- not applied -------------------------------------------------------------------------------------------

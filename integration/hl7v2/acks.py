@@ -2,12 +2,13 @@
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from integration.hl7v2 import charsets, composing
-from integration.hl7v2.composing import Encoded
+from integration.hl7v2.composing import Encoded, Field
 from integration.hl7v2.errors import Location, Problem, Refused, Severity
 from integration.hl7v2.reading import Message, header_of
 from integration.hl7v2.separators import STANDARD, Separators
@@ -121,19 +122,25 @@ def _wanted(condition: str, positive: bool) -> bool:
 
 
 def build(
-    asked: Asking, code: AckCode, problems: tuple[Problem, ...] | list[Problem] = (), *, at: datetime
+    asked: Asking,
+    code: AckCode,
+    problems: Sequence[Problem] = (),
+    *,
+    at: datetime,
+    kind: tuple[str, ...] | None = None,
+    groups: Sequence[tuple[str, dict[int, Field]]] = (),
 ) -> bytes:
     """The bytes of an ACK. `at` is aware and becomes MSH-7 with its offset; MSH-10 is new.
 
     From version 2.5 each problem is an ERR segment (ERR-2 place, ERR-3 code, ERR-4 severity, ERR-8 text);
-    before, ERR-1 holds place and code and MSA-3 the text of the first error.
+    before, ERR-1 holds place and code and MSA-3 the text of the first error. `kind` is MSH-9 of an answer that
+    is more than an ACK, `groups` the segments that it adds.
     """
     modern = _version(asked.version) >= (2, 5)
     structured = _version(asked.version) >= (2, 4)
     separators = asked.separators
-    kind: tuple[object, ...] = (
-        ("ACK", Encoded(asked.trigger), "ACK") if structured and asked.trigger else ("ACK",)
-    )
+    if kind is None:
+        kind = ("ACK", Encoded(asked.trigger), "ACK") if structured and asked.trigger else ("ACK",)
     errors = [p for p in problems if p.severity is Severity.ERROR]
     msh = {
         3: Encoded(asked.receiver[0]),
@@ -154,6 +161,7 @@ def build(
     }
     segments: list[tuple[str, dict]] = [("MSH", msh), ("MSA", msa)]
     segments += [("ERR", _err(p, modern)) for p in problems]
+    segments += groups
     charset = charsets.canonical(asked.charset)
     if not charset and not all(f.isascii() for f in (*asked.sender, *asked.receiver, asked.control_id)):
         charset = "UNICODE UTF-8"

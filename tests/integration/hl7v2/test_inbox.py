@@ -8,6 +8,7 @@ from django.db import connection, connections, transaction
 
 from integration import inbox, solving, sources
 from integration.hl7v2.errors import Refused
+from integration.hl7v2.reading import parse
 from integration.inbox import Peer, receive
 from integration.models import Message, MessageIdentity, Source
 from ris.models import Change, ImagingServiceRequest, Patient, ScheduledProcedureStep
@@ -132,7 +133,6 @@ def test_what_is_no_hl7_is_rejected_stored_and_the_connection_lives(door, connec
 )
 def test_a_header_or_value_that_cannot_be_is_refused_at_its_place(any_source, change, code, place, error):
     raw = adt(control_id="T000").decode().replace(*change).encode()
-    from integration.hl7v2.reading import parse
 
     ack = parse(receive(raw, PEER).ack)
     assert (code_of(ack), error_of(ack)) == (code, (place, error))
@@ -418,3 +418,22 @@ def test_a_skipped_message_leaves_the_list_and_may_be_sent_again(any_source):
     assert (row.state, row.solved_reason) == ("skipped", "a test of the HIS")
     assert receive(raw, PEER).code == "AE"
     assert Message.objects.get(pk=refused.message_id).solved_at is None
+
+
+def test_a_source_that_wants_full_answers_gets_the_controls_of_the_table(transactional_db, fresh_memory):
+    Source.objects.create(name="his", profile={"order_answers": "full"})
+
+    def answered(raw):
+        answer = parse(receive(raw, PEER).ack)
+        orc = answer.first("ORC")
+        return answer.header.field(9), code_of(answer), orc.value(1), orc.value(2), orc.value(3)
+
+    assert answered(orm(accession="A1")) == ("ORR^O02^ORR_O02", "AA", "OK", "PL1", "")
+    assert answered(orm(control="XO", accession="A1"))[2] == "XR"
+    assert answered(orm(control="CA", accession="A1"))[2] == "CR"
+    assert answered(orm(control="CA", placer="NOBODY"))[1:3] == ("AE", "UC")
+    announced = answered(orm("ORC|SN||F7^RIS2", "OBR|1||F7^RIS2|CT^CT^L"))
+    request = ImagingServiceRequest.objects.get(filler_order_number="F7")
+    assert announced[1:] == ("AA", "NA", request.accession_number, "F7")
+    assert request.placer_order_number == request.accession_number
+    assert parse(receive(adt(), PEER).ack).header.field(9) == "ACK^A04^ACK"

@@ -1,0 +1,51 @@
+"""Answers to orders beyond the plain ACK: ORR^O02, ORG^O20, ORI^O24, for sources that want them."""
+
+from collections.abc import Mapping
+
+from integration.hl7v2 import tables
+from integration.hl7v2.acks import harmless
+from integration.hl7v2.composing import Encoded, Field
+from integration.hl7v2.reading import Message
+
+# Order message → its answer (MSH-9).
+KINDS: Mapping[str, tuple[str, str, str]] = {
+    "ORM": ("ORR", "O02", "ORR_O02"),
+    "OMG": ("ORG", "O20", "ORG_O20"),
+    "OMI": ("ORI", "O24", "ORI_O24"),
+}
+
+
+def kind_of(message: Message) -> tuple[str, ...] | None:
+    """MSH-9 of the answer to this message; None when it is no order. Before 2.4 without the structure."""
+    kind = KINDS.get(message.message_type)
+    if kind is None:
+        return None
+    return kind[:2] if message.version.startswith(("2.1", "2.2", "2.3")) else kind
+
+
+def groups(
+    message: Message, accepted: bool, numbers: Mapping[str, str]
+) -> list[tuple[str, dict[int, Field]]]:
+    """An ORC for each of the message's: the answering control of table 0119, and the numbers echoed.
+
+    `numbers` are placer numbers that we assigned, by filler number (ORC-1 SN is answered by NA).
+    """
+    answers: list[tuple[str, dict[int, Field]]] = []
+    for orc in message.all("ORC"):
+        control = orc.value(1).strip().upper()
+        yes, no = tables.CONTROL_ANSWERS.get(control, ("OK", "UA"))
+        assigned = numbers.get(orc.value(3).strip())
+        placer: Field = Encoded(harmless(orc.field(2)))
+        if accepted and control == "SN" and assigned and not orc.has(2):
+            placer = assigned
+        answers.append(("ORC", {1: yes if accepted else no, 2: placer, 3: Encoded(harmless(orc.field(3)))}))
+    return answers
+
+
+def wanting_numbers(message: Message) -> list[tuple[str, str]]:
+    """Filler numbers (value, issuer) of groups that ask for a placer number: ORC-1 SN without ORC-2."""
+    return [
+        (orc.value(3).strip(), orc.value(3, 2).strip())
+        for orc in message.all("ORC")
+        if orc.value(1).strip().upper() == "SN" and not orc.has(2) and orc.has(3)
+    ]
