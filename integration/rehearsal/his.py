@@ -111,6 +111,7 @@ class His:
             control_id = f"{self.tag}{len(self.log) + 1:05d}"
             sent = Sent(f"{kind}^{event}", control_id, subject, b"", now())
             self.log.append(sent)
+        charset = _holding(segments, charset)
         msh = {
             3: APPLICATION,
             4: FACILITY,
@@ -161,6 +162,15 @@ class His:
             return None
         sent.seconds = time.perf_counter() - started
         return answer
+
+
+def _holding(segments: Segments, charset: str) -> str:
+    """The character set, if it holds everything that is said, else UTF-8."""
+    try:
+        composing.message(segments, charset=charset, transliterate=False)
+    except ValueError:
+        return "UNICODE UTF-8"
+    return charset
 
 
 # -- segments

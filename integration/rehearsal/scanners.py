@@ -98,7 +98,7 @@ class Scanner:
         self.doors, self.station, self.called_ae, self.protocol = doors, station, called_ae, protocol
         self.log = ScannerLog()
         self.ae = AE(ae_title=station.ae_title)
-        self.ae.acse_timeout = self.ae.dimse_timeout = self.ae.network_timeout = 20
+        self.ae.acse_timeout, self.ae.dimse_timeout, self.ae.network_timeout = 10, 20, 20
         self.ae.connection_timeout = 5
 
     def examine(self, visit: Visit) -> Scan:

@@ -23,7 +23,7 @@ from common import alerts
 from common.models import Site
 from common.roles import Role
 from integration.delivery import alert_key
-from integration.models import Destination, OutboxItem, Source
+from integration.models import Destination, MirrorState, OutboxItem, Source
 from integration.rehearsal.catalogue import PROCEDURES, STATIONS
 from integration.rehearsal.his import APPLICATION, FACILITY
 from integration.rehearsal.receivers import LOOPBACK, FhirReceiver, HisReceiver
@@ -182,10 +182,14 @@ def _clear_away() -> None:
 
 
 def _forget_deliveries() -> None:
-    """Nothing may wait for peers that are gone: what is queued for them is taken out, their alerts end."""
+    """Nothing may wait for peers that are gone: what is queued for them is taken out, their alerts end.
+
+    What the FHIR receiver was told is forgotten, too: the next run's is another server.
+    """
     waiting = (OutboxItem.State.QUEUED, OutboxItem.State.PARKED)
     OutboxItem.objects.filter(destination__name__in=(HIS, FHIR), state__in=waiting).update(
         state=OutboxItem.State.SKIPPED, last_error="The rehearsal is over."
     )
+    MirrorState.objects.filter(destination__name=FHIR).delete()
     for destination in Destination.objects.filter(name__in=(HIS, FHIR)):
         alerts.recover(alert_key(destination))
