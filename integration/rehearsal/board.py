@@ -70,6 +70,11 @@ def board(summary: Summary) -> list[str]:
             f"{said.studies['open_cases']} rightly open",
             said.studies,
         ),
+        (
+            "Viewing",
+            f"{said.viewing['searched']} studies opened, {said.viewing['rendered']} images shown",
+            said.viewing,
+        ),
         ("Reports", f"{said.reports['signed']} versions signed, {said.reports['delivered']} delivered", said.reports),
         ("Order status", f"{said.order_status['delivered']} told ({_named(said.order_status['by_status'])})",
          said.order_status),

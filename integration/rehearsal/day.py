@@ -30,10 +30,11 @@ from integration.rehearsal.scanners import Scan, Scanner, pick_station
 from integration.rehearsal.script import Script, Visit
 from integration.rehearsal.stage import Cast
 from integration.rehearsal.trouble import Fate, Trouble
+from integration.rehearsal.viewing import Viewer
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.3
+LOOK_SECONDS = 0.5
 """How often clerk and radiologist look at their lists, and the count is taken."""
 
 
@@ -125,7 +126,8 @@ class Day:
 
     def play(self, cast: Cast) -> Summary:
         """The whole of it; the summary tells what was wrong."""
-        self.radiologist = Radiologist(self.doors, cast.radiologist, self.options.seed)
+        self.viewer = Viewer(self.doors, cast.token)
+        self.radiologist = Radiologist(self.doors, cast.radiologist, self.viewer)
         self.clerk = Clerk(self.doors, cast.clerk)
         desks = threading.Thread(target=self._guarded, args=("the desks", self._desks), daemon=True)
         desks.start()
@@ -263,6 +265,8 @@ class Day:
             signed=list(self.radiologist.log),
             received=list(self.told.log),
             fhir=self.fhir,
+            looks=list(self.viewer.log),
+            complaints=list(self.viewer.complaints),
             failures=list(self.failures),
         )
 

@@ -21,6 +21,7 @@ from integration.rehearsal.scanners import Scan, ScannerLog, Stored
 from integration.rehearsal.script import Exam, Script, Visit
 from integration.rehearsal.stage import FHIR, HIS
 from integration.rehearsal.trouble import Fate, Trouble
+from integration.rehearsal.viewing import Look
 from pacs.models import Instance, SetAside, Study
 from ris.models import ImagingServiceRequest, PatientIdentifier, ReconciliationCase, ReportVersion, StudyMatch
 
@@ -46,6 +47,8 @@ class Logs:
     signed: list[Signed]
     received: list[Received]
     fhir: FhirReceiver
+    looks: list[Look]
+    complaints: list[str]
     failures: list[str]
 
     @property
@@ -69,6 +72,7 @@ class Summary:
     worklist: dict[str, Any] = field(default_factory=dict)
     instances: dict[str, Any] = field(default_factory=dict)
     studies: dict[str, Any] = field(default_factory=dict)
+    viewing: dict[str, Any] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
     order_status: dict[str, Any] = field(default_factory=dict)
     fhir: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +101,7 @@ class Summary:
             "worklist": self.worklist,
             "instances": self.instances,
             "studies": self.studies,
+            "viewing": self.viewing,
             "reports": self.reports,
             "order_status": self.order_status,
             "fhir": self.fhir,
@@ -122,6 +127,7 @@ def count(logs: Logs) -> Summary:
     _count_worklist(logs, summary)
     _count_instances(logs, database, summary)
     _count_studies(logs, database, summary)
+    _count_viewing(logs, summary)
     _count_reports(logs, database, summary)
     _count_status(logs, database, summary)
     _count_fhir(logs, database, summary)
@@ -403,7 +409,19 @@ def _check_overlay(scan: Scan, study: Study, summary: Summary) -> None:
         summary.pending.append(f"study {scan.study_uid} does not carry the patient of its order")
 
 
-# -- reports
+# -- viewing and reports
+
+
+def _count_viewing(logs: Logs, summary: Summary) -> None:
+    """What DICOMweb and FHIR showed was what the scanners had sent."""
+    summary.wrong += logs.complaints
+    by_kind = Counter(look.what for look in logs.looks)
+    summary.viewing = {
+        "searched": by_kind["search"],
+        "rendered": by_kind["rendered"],
+        "asked_fhir": by_kind["FHIR"],
+        "latency_ms": latency(look.seconds for look in logs.looks),
+    }
 
 
 def _count_reports(logs: Logs, database: _Database, summary: Summary) -> None:

@@ -19,6 +19,7 @@ from integration.rehearsal.catalogue import ADDENDA, report_of
 from integration.rehearsal.doors import Doors
 from integration.rehearsal.scanners import Scan
 from integration.rehearsal.script import Visit
+from integration.rehearsal.viewing import Viewer
 from ris.errors import DuplicateKey
 from ris.models import ReconciliationCase, Report, RequestedProcedure, StudyMatch
 from ris.models.reports import ReportStatus
@@ -89,7 +90,7 @@ class Radiologist:
 
     doors: Doors
     user: Any
-    seed: int
+    viewer: Viewer
     log: list[Signed] = field(default_factory=list)
     read: set[UUID] = field(default_factory=set)
 
@@ -104,10 +105,11 @@ class Radiologist:
         return self.doors.steadily(ask)
 
     def report(self, procedure_id: UUID, scan: Scan) -> None:
-        """Write and sign the report of one procedure, with an addendum where the script says so."""
+        """Look at the images, write and sign the report, with an addendum where the script says so."""
         visit, exam = scan.visit, scan.visit.exam
         if exam is None:
             return
+        self.viewer.open_study(scan)
         rng = Random(visit.seed)
         lesion = (scan.lesion.site, scan.lesion.diameter_mm) if scan.lesion else None
         findings, impression = report_of(exam.procedure, lesion, rng)
@@ -119,6 +121,7 @@ class Radiologist:
             self._sign(visit, procedure_id, number, status, impression)
         if visit.addendum:
             self._sign(visit, procedure_id, len(statuses) + 1, ReportStatus.ADDENDED, rng.choice(ADDENDA))
+        self.viewer.shown_by_fhir(scan)
         self.read.add(procedure_id)
 
     def _draft(self, procedure_id: UUID, findings: str, impression: str) -> None:

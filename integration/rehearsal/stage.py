@@ -7,7 +7,9 @@ killed run left behind is taken over by the next one.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,23 +19,32 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 
-from common import alerts
-from common.models import Site
-from common.roles import Role
+from common import alerts, cause
+from common.models import ApiToken, Site
+from common.roles import Role, create_token
+from common.store import unit_of_work
 from integration.delivery import alert_key
 from integration.models import Destination, MirrorState, OutboxItem, Source
 from integration.rehearsal.catalogue import PROCEDURES, STATIONS
 from integration.rehearsal.his import APPLICATION, FACILITY
 from integration.rehearsal.receivers import LOOPBACK, FhirReceiver, HisReceiver
 from pacs.models import ApplicationEntity
-from ris.models import Practitioner, ProcedureDefinition
+from ris.models import Practitioner, ProcedureDefinition, ScheduledProcedureStep
 from ris.models import Station as StationRow
+from ris.models.schedule import StepStatus
+from ris.services import steps
+from ris.transitions import ON_WORKLIST
+
+logger = logging.getLogger(__name__)
 
 SOURCE = "rehearsal"
 HIS, FHIR = "rehearsal-his", "rehearsal-fhir"
 RADIOLOGIST, CLERK = "rehearsal.radiologist", "rehearsal.clerk"
+TOKEN = "rehearsal"
+
+CLEAR_SECONDS = 30.0
 
 # Short bounds: the peers are in this process, and a worker that is killed keeps its item only so long.
 _BOUNDS = {
@@ -55,6 +66,8 @@ class Cast:
 
     radiologist: Any
     clerk: Any
+    token: str
+    """The radiologist's bearer token for `/dicomweb` and `/fhir`."""
 
 
 @contextmanager
@@ -70,7 +83,7 @@ def staged(his: HisReceiver, fhir: FhirReceiver) -> Iterator[Cast]:
         try:
             yield cast
         finally:
-            _clear_away()
+            _clear_away_for_sure()
 
 
 @contextmanager
@@ -147,9 +160,12 @@ def _set_up(his: HisReceiver, fhir: FhirReceiver) -> Cast:
                 "temporary": True,
             },
         )
+    radiologist = _user(RADIOLOGIST, Role.RADIOLOGIST, "Rehearsal^Radiologist", "RHR1")
+    ApiToken.objects.filter(name=TOKEN).delete()
     return Cast(
-        radiologist=_user(RADIOLOGIST, Role.RADIOLOGIST, "Rehearsal^Radiologist", "RHR1"),
+        radiologist=radiologist,
         clerk=_user(CLERK, Role.CLERK, "Rehearsal^Clerk", "RHC1"),
+        token=create_token(TOKEN, Role.RADIOLOGIST, days=1, user=radiologist),
     )
 
 
@@ -167,6 +183,22 @@ def _user(name: str, role: Role, person_name: str, number: str) -> Any:
     return user
 
 
+def _clear_away_for_sure() -> None:
+    """Clear away, also when the database is just coming back; what stays all the same, the next run takes over."""
+    deadline = time.monotonic() + CLEAR_SECONDS
+    while True:
+        try:
+            return _clear_away()
+        except (OperationalError, InterfaceError) as error:
+            connection.close()
+            if time.monotonic() > deadline:
+                logger.error(
+                    "the rehearsal's temporary rows stay: the database is away (%s)", type(error).__name__
+                )
+                return None
+            time.sleep(0.5)
+
+
 @transaction.atomic
 def _clear_away() -> None:
     """What messages and reports refer to stays, switched off; the rest goes."""
@@ -178,7 +210,19 @@ def _clear_away() -> None:
     ApplicationEntity.objects.filter(temporary=True, title__in=[s.ae_title for s in STATIONS]).delete()
     StationRow.objects.filter(temporary=True, name__in=[s.name for s in STATIONS]).delete()
     ProcedureDefinition.objects.filter(temporary=True, code__in=[p.code for p in PROCEDURES]).delete()
+    ApiToken.objects.filter(name=TOKEN).delete()
     get_user_model().objects.filter(username__in=(RADIOLOGIST, CLERK)).update(is_active=False)
+    _cancel_what_is_left()
+
+
+def _cancel_what_is_left() -> None:
+    """Orders of this and earlier runs that were never performed leave the worklist, as after a run that was ended."""
+    open_steps = ScheduledProcedureStep.objects.filter(
+        procedure__request__source=SOURCE, status__in=ON_WORKLIST
+    ).values_list("pk", flat=True)
+    for step_id in open_steps:
+        with unit_of_work(cause.system("rehearsal")) as unit:
+            steps.move(step_id, StepStatus.CANCELED, "clerk", unit)
 
 
 def _forget_deliveries() -> None:
