@@ -17,6 +17,20 @@ _PRIMARY = {
     "950": "oklch(22.5% .036 226)",
 }
 
+_BASE = {
+    "50": "#f7f9fa",
+    "100": "#eff2f4",
+    "200": "#e1e6ea",
+    "300": "#cbd3da",
+    "400": "#92a3af",
+    "500": "#5d6d79",
+    "600": "#44535f",
+    "700": "#384751",
+    "800": "#26323b",
+    "900": "#0f161b",
+    "950": "#0a0f13",
+}
+
 UNFOLD = {
     "SITE_TITLE": "Orderly",
     "SITE_HEADER": "Orderly",
@@ -30,7 +44,7 @@ UNFOLD = {
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_BACK_BUTTON": False,
     "BORDER_RADIUS": "8px",
-    "COLORS": {"primary": _PRIMARY},
+    "COLORS": {"base": _BASE, "primary": _PRIMARY},
     "STYLES": [lambda request: static("orderly/orderly.css")],
     "SCRIPTS": [lambda request: static("orderly/orderly.js")],
     "ACCOUNT": {"navigation": [{"title": "Change password", "link": "/password/"}]},

@@ -1,6 +1,5 @@
 """Where one can go: the navigation of all pages and the desk's sidebar, each entry with who sees it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,22 +141,18 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                 "title": label,
                 "icon": symbol,
                 "link": reverse("admin:{}_{}_changelist".format(*model.split("."))),
-                "permission": _may_view(model),
             }
             for label, model, symbol in entries
+            if _may_view(request, model)
         ]
-        groups.append({"title": title, "items": items})
+        if items:
+            groups.append({"title": title, "items": items})
     return groups
 
 
-def _may_view(model: str) -> Callable[[HttpRequest], bool]:
+def _may_view(request: HttpRequest, model: str) -> bool:
     app, name = model.split(".")
-
-    def may_view(request: HttpRequest) -> bool:
-        user = request.user
-        return user.has_perm(f"{app}.view_{name}") or user.has_perm(f"{app}.change_{name}")
-
-    return may_view
+    return request.user.has_perm(f"{app}.view_{name}") or request.user.has_perm(f"{app}.change_{name}")
 
 
 def everywhere(request: HttpRequest) -> dict[str, Any]:

@@ -24,7 +24,14 @@ from ris.commands import (
     OrderPolicy,
     RegisterPatient,
 )
-from ris.models import ImagingServiceRequest, Patient, Practitioner, ProcedureDefinition, RequestedProcedure, Station
+from ris.models import (
+    ImagingServiceRequest,
+    Patient,
+    Practitioner,
+    ProcedureDefinition,
+    RequestedProcedure,
+    Station,
+)
 from ris.services import catalogue, orders, patients, reports
 from ris.services import steps as step_service
 

@@ -48,7 +48,9 @@ def begin(*, busy: bool = False) -> Morning:
     keller = make.patient("4714", "Keller^Ruth", "19510830", "F")
     young = make.patient("4715", "Young^Daniel", "20190407", "M")
 
-    old = make.order(sommer, "CTHEAD", accession="A25-0788", start=today - timedelta(days=120), physician=physician)
+    old = make.order(
+        sommer, "CTHEAD", accession="A25-0788", start=today - timedelta(days=120), physician=physician
+    )
     make.study(old, make.Images(received_at=today - timedelta(days=120)))
     make.report(
         make.procedure(old),
@@ -68,7 +70,9 @@ def begin(*, busy: bool = False) -> Morning:
     )
     make.move(order, "ARRIVED")
     make.study(order, make.Images(received_at=now() - timedelta(minutes=34)))
-    reported = make.order(beck, "DXCHEST", accession="A26-1043", start=today - timedelta(hours=2), physician=physician)
+    reported = make.order(
+        beck, "DXCHEST", accession="A26-1043", start=today - timedelta(hours=2), physician=physician
+    )
     make.study(
         reported,
         make.Images(
@@ -84,7 +88,9 @@ def begin(*, busy: bool = False) -> Morning:
         "Heart of normal size. Lungs clear, no effusion, no pneumothorax.",
         "Normal chest.",
     )
-    waiting = make.order(keller, "MRHEAD", accession="A26-1044", start=today - timedelta(hours=3), station="MR 1")
+    waiting = make.order(
+        keller, "MRHEAD", accession="A26-1044", start=today - timedelta(hours=3), station="MR 1"
+    )
     make.study(
         waiting,
         make.Images(
@@ -94,10 +100,14 @@ def begin(*, busy: bool = False) -> Morning:
             values={"modalities_in_study": ["MR"]},
         ),
     )
-    make.report(make.procedure(waiting), radiologist, "White matter lesions, few, non-specific.", "", sign=False)
+    make.report(
+        make.procedure(waiting), radiologist, "White matter lesions, few, non-specific.", "", sign=False
+    )
     make.order(ito, "MRKNEE", accession="A26-1045", start=today + timedelta(hours=2), station="MR 1")
     unscheduled = make.order(young, "DXCHEST", accession="A26-1046")
-    wanted = make.order(ito, "CTCHEST", accession="A26-1047", start=today - timedelta(hours=1), station="CT 1")
+    wanted = make.order(
+        ito, "CTCHEST", accession="A26-1047", start=today - timedelta(hours=1), station="CT 1"
+    )
     unmatched = make.study(
         wanted,
         make.Images(
@@ -116,7 +126,11 @@ def begin(*, busy: bool = False) -> Morning:
         calling_ae="US02",
         received_at=now() - timedelta(hours=3),
     )
-    raise_alert("queue:unmatched", "A study has waited for its order for 50 minutes.", link="/admin/ris/reconciliationcase/")
+    raise_alert(
+        "queue:unmatched",
+        "A study has waited for its order for 50 minutes.",
+        link="/admin/ris/reconciliationcase/",
+    )
     return Morning(clerk, radiologist, referrer, physician, order, unscheduled, reported, unmatched)
 
 

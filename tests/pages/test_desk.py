@@ -11,7 +11,13 @@ from common.roles import Role, bearer
 from integration import solving
 from integration.describe import describe
 from integration.models import Message, MessageIdentity, OutboxItem
-from ris.models import ImagingServiceRequest, Patient, PatientMerge, ReconciliationCase, ScheduledProcedureStep
+from ris.models import (
+    ImagingServiceRequest,
+    Patient,
+    PatientMerge,
+    ReconciliationCase,
+    ScheduledProcedureStep,
+)
 from tests import factories as make
 from tests.pages.morning import Morning, begin
 
@@ -47,7 +53,9 @@ def test_every_list_and_every_first_row_opens_for_an_administrator(client: Clien
     assert opened > 15
 
 
-def test_a_patients_page_leaves_an_audit_row_that_names_the_patient_by_its_row(clerk: Client, morning: Morning):
+def test_a_patients_page_leaves_an_audit_row_that_names_the_patient_by_its_row(
+    clerk: Client, morning: Morning
+):
     patient = morning.order.patient
     clerk.get(f"/admin/ris/patient/{patient.pk}/change/")
     seen = AuditEvent.objects.filter(actor=f"user:{morning.clerk.pk}", action="read", what="patient").get()
@@ -81,7 +89,9 @@ def test_a_search_puts_no_name_into_the_address(clerk: Client, morning: Morning)
     found = clerk.get(answer["Location"])
     assert [str(p) for p in found.context["cl"].result_list] == ["Clara Sommer"]
     assert b'value="Sommer"' in found.content
-    assert AuditEvent.objects.filter(action="search", what="patient", actor=f"user:{morning.clerk.pk}").exists()
+    assert AuditEvent.objects.filter(
+        action="search", what="patient", actor=f"user:{morning.clerk.pk}"
+    ).exists()
 
 
 def test_a_search_of_somebody_elses_session_finds_everything_and_says_so(clerk: Client, morning: Morning):
@@ -160,7 +170,10 @@ def test_an_action_leads_back_to_our_own_pages_only(clerk: Client, morning: Morn
 def test_a_technologist_moves_steps_and_writes_no_orders(client: Client, morning: Morning):
     client.force_login(make.user("tom", Role.TECHNOLOGIST))
     step = make.procedure(morning.unscheduled).steps.get()
-    assert client.post(f"/admin/ris/scheduledprocedurestep/{step.pk}/move/", {"status": "ARRIVED"}).status_code == 302
+    assert (
+        client.post(f"/admin/ris/scheduledprocedurestep/{step.pk}/move/", {"status": "ARRIVED"}).status_code
+        == 302
+    )
     step.refresh_from_db()
     assert step.status == "ARRIVED"
     assert client.get("/admin/ris/imagingservicerequest/add/").status_code == 403
@@ -259,7 +272,9 @@ def test_a_message_is_described_by_the_names_of_the_standard():
     assert wrong == ["ORC-2.1", "ORC-2.2"]
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x00\xff\xfe", b"GET / HTTP/1.1\r\n\r\n", b"MSH|", b"MSH|^~\\&|\xff\xff"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"\x00\xff\xfe", b"GET / HTTP/1.1\r\n\r\n", b"MSH|", b"MSH|^~\\&|\xff\xff"]
+)
 def test_bytes_that_are_no_message_are_shown_as_they_are(raw: bytes):
     assert all(isinstance(s.raw, str) for s in describe(raw))
 
@@ -304,7 +319,13 @@ def test_an_administrator_gives_roles_and_cannot_make_superusers(client: Client)
     group = Group.objects.get(name=Role.CLERK)
     client.post(
         f"/admin/auth/user/{someone.pk}/change/",
-        {"username": "someone", "is_active": "on", "groups": [group.pk], "is_superuser": "on", "is_staff": "on"},
+        {
+            "username": "someone",
+            "is_active": "on",
+            "groups": [group.pk],
+            "is_superuser": "on",
+            "is_staff": "on",
+        },
     )
     someone = User.objects.get(pk=someone.pk)
     assert list(someone.groups.all()) == [group]

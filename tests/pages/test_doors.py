@@ -47,7 +47,13 @@ class Door:
         return f"{self.namespace}:{self.name}" if self.namespace else self.name
 
 
-FILLED = {"uuid": "0197a000-0000-7000-8000-000000000001", "int": "1", "slug": "final", "path": "1", "str": "1.2.3"}
+FILLED = {
+    "uuid": "0197a000-0000-7000-8000-000000000001",
+    "int": "1",
+    "slug": "final",
+    "path": "1",
+    "str": "1.2.3",
+}
 
 
 def doors() -> list[Door]:
@@ -120,7 +126,11 @@ def _of_desk(door: Door) -> frozenset[str] | None:
     model_admin = getattr(door.view, "model_admin", None)
     if model_admin is None:
         model_admin = next(
-            (a for m, a in admin.site._registry.items() if door.name.startswith(f"{m._meta.app_label}_{m._meta.model_name}_")),
+            (
+                a
+                for m, a in admin.site._registry.items()
+                if door.name.startswith(f"{m._meta.app_label}_{m._meta.model_name}_")
+            ),
             None,
         )
     if model_admin is None:
@@ -144,7 +154,9 @@ def _action(name: str) -> str:
 
 def test_every_url_says_whom_it_is_for():
     silent = [f"{d.url} ({d.label})" for d in doors() if d.label not in OPEN and expected(d) is None]
-    assert silent == [], "these URLs name no roles: mark their views with common.roles.require, or roles = {...}"
+    assert silent == [], (
+        "these URLs name no roles: mark their views with common.roles.require, or roles = {...}"
+    )
 
 
 def test_every_model_at_the_desk_stands_in_the_table_of_grants():

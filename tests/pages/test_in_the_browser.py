@@ -58,7 +58,9 @@ def test_two_clicks_link_an_unmatched_study_and_one_undoes_it(
     expect(page.locator(".o-candidate").first).to_be_visible()
 
 
-def test_an_unmatched_study_can_be_linked_to_an_order_found_by_search(page: Any, log_in: LogIn, morning: Morning):
+def test_an_unmatched_study_can_be_linked_to_an_order_found_by_search(
+    page: Any, log_in: LogIn, morning: Morning
+):
     log_in("clara.weiss")
     page.goto(f"/admin/ris/reconciliationcase/{morning.unmatched.case.pk}/change/")
     page.get_by_label("Find another order").fill("A26-1045")
@@ -135,7 +137,9 @@ def test_a_refused_message_shows_the_place_of_its_fault_and_is_skipped_with_a_re
     expect(page.get_by_text("The message is skipped")).to_be_visible()
 
 
-def test_a_radiologist_reads_by_keyboard_drafts_and_signs(page: Any, log_in: LogIn, shot: Shot, morning: Morning):
+def test_a_radiologist_reads_by_keyboard_drafts_and_signs(
+    page: Any, log_in: LogIn, shot: Shot, morning: Morning
+):
     log_in("mara.lindt")
     page.goto("/reading/")
     rows = page.locator("tr[data-href]")
@@ -184,13 +188,17 @@ def test_a_stale_save_shows_both_texts_and_loses_none(page: Any, log_in: LogIn, 
 def test_a_referrer_sees_own_orders_and_no_other(page: Any, log_in: LogIn, shot: Shot, morning: Morning):
     log_in("jonas.ahrens")
     expect(page.get_by_role("heading", name="My reports")).to_be_visible()
-    expect(page.locator("tr[data-href]")).to_have_count(4)  # two read, one waiting, and the one that came by HL7
+    expect(page.locator("tr[data-href]")).to_have_count(
+        4
+    )  # two read, one waiting, and the one that came by HL7
     expect(page.locator("#rows")).not_to_contain_text("Ruth Keller")
     shot("portal")
     page.get_by_role("link", name="Anton Beck").click()
     expect(page.get_by_text("Normal chest.")).to_be_visible()
     shot("portal-report")
-    assert AuditEvent.objects.filter(actor=f"user:{morning.referrer.pk}", what="report", action="read").exists()
+    assert AuditEvent.objects.filter(
+        actor=f"user:{morning.referrer.pk}", what="report", action="read"
+    ).exists()
 
 
 def test_wrong_passwords_do_not_enter(page: Any, shot: Shot, morning: Morning):
@@ -221,7 +229,9 @@ def test_pages_fit_a_tablet_and_the_dark(page: Any, log_in: LogIn, shot: Shot, m
         for name, url in pages.items():
             page.goto(url)
             page.wait_for_load_state("networkidle")
-            wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            wider = page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
             assert wider <= 0, f"{name} is {wider} pixels wider than a screen of {width}"
             shot(f"{name}-{width}-{scheme}")
 

@@ -39,7 +39,12 @@ def reader(client: Client, morning: Morning) -> Client:
 
 def test_the_list_is_ordered_by_urgency_and_then_by_age(morning: Morning):
     whom = morning.order.patient
-    for hours, priority, accession in ((1, "ROUTINE", "R1"), (9, "HIGH", "H9"), (2, "HIGH", "H2"), (30, "LOW", "L30")):
+    for hours, priority, accession in (
+        (1, "ROUTINE", "R1"),
+        (9, "HIGH", "H9"),
+        (2, "HIGH", "H2"),
+        (30, "LOW", "L30"),
+    ):
         order = make.order(whom, "CTHEAD", accession=accession, priority=priority)
         make.study(order, make.Images(received_at=now() - timedelta(hours=hours)))
     found = [row.procedure.request.accession_number for row in selectors.reading_list()]
@@ -59,8 +64,12 @@ def test_a_preliminary_report_stays_on_the_list(morning: Morning, reader: Client
     assert morning.order.pk in {row.procedure.request_id for row in selectors.reading_list()}
 
 
-@pytest.mark.parametrize(("term", "names"), [("sommer", ["Clara Sommer"]), ("4714", ["Ruth Keller"]), ("nobody", [])])
-def test_the_list_is_searched_by_post_and_audited(reader: Client, morning: Morning, term: str, names: list[str]):
+@pytest.mark.parametrize(
+    ("term", "names"), [("sommer", ["Clara Sommer"]), ("4714", ["Ruth Keller"]), ("nobody", [])]
+)
+def test_the_list_is_searched_by_post_and_audited(
+    reader: Client, morning: Morning, term: str, names: list[str]
+):
     page = reader.post("/reading/", {"term": term})
     assert [str(row.patient) for row in page.context["rows"]] == names
     seen = AuditEvent.objects.filter(action="search", what="reading list").get()
@@ -102,7 +111,9 @@ def test_a_stale_signature_signs_nothing_and_keeps_both_texts(reader: Client, mo
 
 def test_an_empty_report_is_not_signed(reader: Client, morning: Morning):
     procedure = make.procedure(morning.order)
-    answer = reader.post(f"/reading/{procedure.pk}/sign/", {"draft_version": "0", "findings": " "}, follow=True)
+    answer = reader.post(
+        f"/reading/{procedure.pk}/sign/", {"draft_version": "0", "findings": " "}, follow=True
+    )
     assert b"empty report" in answer.content
     assert not ReportVersion.objects.filter(report__procedure=procedure).exists()
 
@@ -171,6 +182,13 @@ def test_a_referrer_sees_the_studies_of_own_orders_only(morning: Morning):
     assert all(access.may(morning.referrer, study, Action.READ) for study in mine)
     assert not access.may(morning.referrer, morning.unmatched, Action.READ)
     assert not any(access.may(morning.referrer, study, Action.CHANGE) for study in mine)
+
+
+def test_the_viewer_opens_own_studies_for_a_referrer_and_no_other(client: Client, morning: Morning):
+    client.force_login(morning.referrer)
+    own = make.procedure(morning.reported).matches.get().study
+    assert client.get(f"/viewer/?study={own.pk}&embed=1").status_code == 200
+    assert client.get(f"/viewer/?study={morning.unmatched.pk}&embed=1").status_code == 404
 
 
 def test_an_undone_link_takes_the_study_from_the_referrer(morning: Morning):
