@@ -35,7 +35,7 @@ from ris.models import (
 from ris.services import catalogue, orders, patients, reports
 from ris.services import steps as step_service
 
-PASSWORD = "a long enough pass phrase"  # noqa: S105  (of accounts that live as long as a test)
+PASSWORD = "a long enough pass phrase"  # of accounts that live as long as a test
 
 
 def user(name: str, *roles: str, **values: Any) -> User:
