@@ -235,6 +235,7 @@ class ServedAssociation(Association):
         try:
             handler = self._handler(message)
             if message.command.name in _MULTIPLE:
+                _ = request.data  # what comes after the identifier can only be a cancel
                 self._answer_many(request, exchange, handler(request))
             else:
                 outcome = handler(request)
