@@ -54,21 +54,20 @@ def test_a_newcomer_sees_the_morning_logs_in_stops_it_and_finds_the_data_again(e
     try:
         board = first.read_until("Ctrl-C stops everything")
         assert _log_in(_address(board), *_login(board)).endswith("/")
-        assert re.search(r"[1-9]\d* orders", board)
+        assert _orders(board) > 0
         assert re.search(r"ORU: ([1-9]\d*) of \1 delivered", board)
         assert first.interrupt() == 0, first.said[-2000:]
     finally:
         first.popen.kill()
     assert not (engine.data_dir / "run.json").exists()
     assert not _files_with(_login(board)[1], engine.data_dir), "the password was kept"
-    orders = int(re.search(r"(\d+) orders", board).group(1))
 
     second = Demonstration(engine.environment)
     try:
         again = second.read_until("Ctrl-C stops everything")
         assert "data of an earlier start" in again
         assert "with the password shown at the first start" in again
-        assert int(re.search(r"(\d+) orders", again).group(1)) > orders
+        assert _orders(again) > _orders(board)
         assert second.interrupt() == 0
     finally:
         second.popen.kill()
@@ -77,6 +76,11 @@ def test_a_newcomer_sees_the_morning_logs_in_stops_it_and_finds_the_data_again(e
 def _files_with(text: str, folder: Path) -> list[Path]:
     readable = (path for path in folder.rglob("*") if path.is_file() and os.access(path, os.R_OK))
     return [path for path in readable if text.encode() in path.read_bytes()]
+
+
+def _orders(board: str) -> int:
+    """How many orders the engine holds, by its board."""
+    return int(re.search(r"^ +(\d+) orders$", board, re.M).group(1))
 
 
 def _address(board: str) -> str:
