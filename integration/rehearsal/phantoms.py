@@ -600,7 +600,7 @@ def _chest_view(making: _Making, size: tuple[int, int], lateral: bool) -> Floats
 
 
 def _knee_view(making: _Making, size: tuple[int, int], lateral: bool) -> Floats:
-    """Femur and tibia with shafts, condyles and cortex; the lesion is a line through the tibial plateau."""
+    """Femur and tibia with shafts, condyles and cortex; the lesion is a lucency below the plateau."""
     rows, columns = size
     u, z = np.meshgrid(
         np.linspace(-95, 95, columns, dtype=np.float32), np.linspace(120, -120, rows, dtype=np.float32)
@@ -619,9 +619,10 @@ def _knee_view(making: _Making, size: tuple[int, int], lateral: bool) -> Floats:
     fibula = np.clip(6.0**2 - (u + (24 if lateral else 38)) ** 2, 0, None)
     total += np.where(z < -22, np.sqrt(fibula) * 0.04, 0)
     if making.lesion:
-        crack = np.abs(z + 14 + 0.75 * (u - 10) + 2 * np.sin(u / 3)) < 1.1
-        total -= np.where(crack & (u > -4) & (u < 30) & (z < -gap), 0.35, 0)
-        making.found = Lesion("lateral tibial plateau, a fracture line", 30)
+        far = np.hypot((u + 17) / 9, (z + 20) / 11)
+        total -= np.where(far < 1, 0.30 * np.sqrt(np.clip(1 - far**2, 0, None)), 0)
+        total += np.where((far > 1) & (far < 1.18), 0.10, 0)
+        making.found = Lesion("lateral tibial plateau", 22)
     grain = _grain(np.random.default_rng(7), u.shape, 0.02)
     return (total + np.where(np.abs(u) < 36, grain, 0)).astype(np.float32)
 
@@ -750,7 +751,7 @@ def _us(making: _Making) -> Iterator[Dataset]:
         shown = 62 * np.log10(1 + 40 * level) * fan + rng.integers(0, 4, u.shape) * fan
         frames.append(np.clip(shown, 0, 255).astype(np.uint8))
     if making.lesion:
-        making.found = Lesion("right lobe of the liver, a cyst", round(2 * size))
+        making.found = Lesion("right lobe of the liver", round(2 * size))
     series = making.series(1, "Upper abdomen", UltrasoundMultiFrameImageStorage)
     series.pop("PatientPosition", None)
     series.ImageType = ["ORIGINAL", "PRIMARY", "ABDOMINAL", "0001"]
