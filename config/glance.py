@@ -51,7 +51,7 @@ _MESSAGES = "integration.message"
 # (queue, part) → how it is shown; part `*` stands for all parts together. The order is the page's.
 KINDS: dict[tuple[str, str], Kind] = {
     ("unmatched", "*"): Kind(
-        "Unmatched studies", "images without a sure order: link them", model="ris.reconciliationcase"
+        "Unmatched studies", "images without a sure order", model="ris.reconciliationcase"
     ),
     ("unscheduled", "*"): Kind(
         "Unscheduled steps",
@@ -71,7 +71,7 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("outbox", "queued"): Kind(
         "Outbox", "reports and status on their way", model="integration.outboxitem", query={"state": "queued"}
     ),
-    ("spool", "*"): Kind("Spool", "received and safe, not in the index yet"),
+    ("spool", "*"): Kind("Spool", "received, not yet in the index"),
     ("unsettled", "*"): Kind("Growing studies", "quiet, but not yet told onward", model="pacs.study"),
     ("inbox", "refused"): Kind(
         "Refused messages", "the sender has to repair them", True, _MESSAGES, {"state": "refused"}

@@ -27,7 +27,11 @@ class OpenFilter(DefaultFilter):
     parameter_name = "state"
 
     def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        return [("open", "Need a person"), *Message.State.choices]
+        named = {"fault": "Not HL7"}
+        return [
+            ("open", "Need a person"),
+            *((s.value, named.get(s.value, s.value.capitalize())) for s in Message.State),
+        ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() == "open":
@@ -171,7 +175,7 @@ class OutboxFilter(DefaultFilter):
     parameter_name = "state"
 
     def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        return OutboxItem.State.choices
+        return [(state.value, state.value.capitalize()) for state in OutboxItem.State]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset if self.value() == "all" else queryset.filter(state=self.value())
