@@ -7,10 +7,12 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-# `serve` looks after the database itself, `demo` runs `serve`; the others here never speak to it.
+# `serve` looks after the database itself, `demo` runs `serve`, `rehearse` needs one that runs; the others here never
+# speak to it.
 WITHOUT_DATABASE = {
     "serve",
     "demo",
+    "rehearse",
     "help",
     "version",
     "check",

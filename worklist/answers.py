@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from common.clock import to_site
@@ -389,7 +390,7 @@ class Wanted:
     """For sequences whose item named keys: those keys."""
 
 
-_KEY = slice(0, 4)
+_TAG_OF = itemgetter(slice(0, 4))
 _STEP_START = struct.pack("<HH2sHIHHI", 0x0040, 0x0100, b"SQ", 0, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
 _STEP_END = struct.pack("<HHIHHI", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
 _IMPLICIT_STEP_START = struct.pack("<HHIHHI", 0x0040, 0x0100, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
@@ -455,7 +456,8 @@ class Answers:
 
     def answer(self, stored: bytes, ascii_only: bool, start: datetime | None, has_time: bool) -> bytes | None:
         """The identifier of one response; None when an identifier does not fit the scanner's own limits."""
-        found = {part[_KEY]: part for part in stored.split(SEPARATOR)}
+        parts = stored.split(SEPARATOR)
+        found = dict(zip(map(_TAG_OF, parts), parts, strict=True))
         if self.zone is not None and start is not None:
             self._move(found, start, has_time)
         if self._simple and (ascii_only or self.forms[0].charset == charsets.UTF_8):

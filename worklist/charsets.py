@@ -211,8 +211,8 @@ def adapt(text: str, terms: Sequence[str], *, name: bool = False) -> tuple[str, 
     """`text` made writable under `terms`, and its bytes. The rule, in this order:
 
     the whole in its compatible form (half width as full width); else each character as it is; without its
-    accents; in its plain spelling (ß as ss); in its compatible form; else `?`. A component group of a person name in which a `?` would stand is left out as a whole, as
-    long as another group remains.
+    accents; in its plain spelling (ß as ss); in its compatible form; else `?`. A component group of a person
+    name in which a `?` would stand is left out as a whole, as long as another group remains.
     """
     delimiters = "\\\r\n\f\t^=" if name else "\\\r\n\f\t"
     adapted = "=".join(_groups(text, terms, delimiters)) if name else _adapted(text, terms, delimiters)

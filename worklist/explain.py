@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
-from types import SimpleNamespace
 from typing import Any
 
 from django.db import connection
@@ -18,6 +17,7 @@ from django.db.models import Q
 from common.clock import to_site
 from common.models import AuditEvent
 from pacs.dimse import datasets, status
+from pacs.dimse.command import CODES, Command
 from pacs.dimse.registry import Refused
 from pacs.matching import BadKey, keys_of
 from pacs.models import ApplicationEntity
@@ -30,6 +30,7 @@ from worklist.peers import Profile
 from worklist.querylog import KEEP_DAYS
 from worklist.questions import Question, Test
 
+_FIND = Command({"CommandField": CODES["C-FIND"]})
 REPLAYED = 10
 """Different queries of a scanner that are replayed, the newest first."""
 
@@ -183,8 +184,7 @@ def _never_asked(ae_title: str) -> list[str]:
 def _replay(log: QueryLog, item: WorklistItem, profile: Profile) -> Replay:
     replay = Replay(log)
     try:
-        asked = SimpleNamespace(name="C-FIND")
-        ds = datasets.decode(bytes(log.identifier), log.transfer_syntax, asked)  # type: ignore[arg-type]
+        ds = datasets.decode(bytes(log.identifier), log.transfer_syntax, _FIND)
         question = questions.read(keys_of(ds), profile, log.ae_title)
     except BadKey as bad:
         replay.reasons.append(

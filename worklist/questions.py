@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -144,6 +144,11 @@ def _without_escapes(keys: Keys) -> Keys:
         tag: _ESCAPE.sub("", key) if isinstance(key, str) else [_without_escapes(item) for item in key]
         for tag, key in keys.items()
     }
+
+
+def today(profile: Profile) -> date:
+    """The day on the scanner's clock: what a question means may change with it."""
+    return now().astimezone(profile.zone).date()
 
 
 def _charset_of(keys: Keys) -> tuple[str, ...] | None:
@@ -410,14 +415,14 @@ def _sees(profile: Profile, calling_ae: str) -> list[Test]:
 
 def _window(profile: Profile, question: Question) -> list[Test]:
     """Days around today for a query that names none."""
-    today = now().astimezone(question.zone).date()
+    today_ = now().astimezone(question.zone).date()
     tests = []
     if profile.days_before is not None:
-        first = today - timedelta(days=profile.days_before)
+        first = today_ - timedelta(days=profile.days_before)
         words = f"from {first:%Y-%m-%d} ({profile.days_before} days before today)"
         tests.append(Test(0, "window", words, '"start_date" >= %s', (first,), ("start_date",)))
     if profile.days_after is not None:
-        last = today + timedelta(days=profile.days_after)
+        last = today_ + timedelta(days=profile.days_after)
         words = f"until {last:%Y-%m-%d} ({profile.days_after} days after today)"
         tests.append(Test(0, "window", words, '"start_date" <= %s', (last,), ("start_date",)))
     return tests

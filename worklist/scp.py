@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -13,7 +15,8 @@ from django.db import connection
 from pydicom.datadict import keyword_for_tag
 
 from common import alerts
-from pacs.dimse import status
+from pacs.dimse import datasets, status
+from pacs.dimse.command import CODES, Command
 from pacs.dimse.registry import Refused, Registry, Request
 from pacs.matching import BadKey, Keys, keys_of
 from worklist import peers, querylog, questions
@@ -25,6 +28,7 @@ from worklist.questions import Question
 log = logging.getLogger(__name__)
 
 MODALITY_WORKLIST_FIND = "1.2.840.10008.5.1.4.31"
+_FIND = Command({"CommandField": CODES["C-FIND"]})
 SORTED_UP_TO = 500
 """Answers that fit one piece are given by their start; a longer list comes as the database finds it."""
 
@@ -46,9 +50,11 @@ def find(request: Request) -> Iterator[tuple[int, bytes]]:
     )
     try:
         profile = _profile_of(request)
-        keys = keys_of(request.dataset)
-        asked.keys = spoken(keys)
-        question = questions.read(keys, profile, assoc.calling_ae)
+        asked.keys, question = _read(
+            request.data, asked.transfer_syntax, profile, assoc.calling_ae, questions.today(profile)
+        )
+        if isinstance(question, BadKey):
+            raise question
         asked.notes += question.notes
         yield from _answers(request, question, profile, asked)
     except BadKey as bad:
@@ -63,6 +69,18 @@ def find(request: Request) -> Iterator[tuple[int, bytes]]:
     finally:
         asked.duration_ms = (time.monotonic() - began) * 1000
         _remember(asked)
+
+
+@lru_cache(maxsize=1024)
+def _read(
+    data: bytes, transfer_syntax: str, profile: Profile, calling_ae: str, today: date
+) -> tuple[list[list[str]], Question | BadKey]:
+    """A query's keys in words, and the question they ask. Scanners repeat theirs, so most are read but once a day."""
+    keys = keys_of(datasets.decode(data, transfer_syntax, _FIND))
+    try:
+        return spoken(keys), questions.read(keys, profile, calling_ae)
+    except BadKey as bad:
+        return spoken(keys), bad
 
 
 def _profile_of(request: Request) -> Profile:
