@@ -241,16 +241,22 @@ class Day:
     # -- the count
 
     def _count(self, desks: threading.Thread) -> Summary:
-        """Look until everything is accounted for, or what is wrong cannot become right, or the time is up."""
+        """Look until everything is accounted for, or what is wrong cannot become right, or the time is up.
+
+        Logs and rows are not read at one instant, so that what looks wrong counts only when the next look sees it, too.
+        """
         deadline = time.monotonic() + self.options.timeout
         self._tell("Waiting for studies, reports and deliveries")
+        seen: list[str] = []
         while True:
             summary = self.doors.steadily(lambda: facts.count(self.logs()))
             self.progress.delivered = summary.reports["delivered"]
             self._tell()
             late = time.monotonic() > deadline
-            if not summary.pending or late or self.stopping.is_set() or not desks.is_alive():
+            settled = not summary.pending and summary.wrong == seen
+            if settled or late or self.stopping.is_set() or not desks.is_alive():
                 return summary
+            seen = summary.wrong
             time.sleep(LOOK_SECONDS)
 
     def logs(self) -> Logs:
