@@ -22,6 +22,7 @@ from common.models import Alert, Site
 from common.process import Context
 from integration import delivery, inbox, tasks
 from integration.models import Destination, OutboxItem
+from worklist import projection, querylog
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ _RING_AGAIN_SECONDS = 5.0
 _AGES_SECONDS = 10.0
 _TELL_SECONDS = 5.0
 _HTTP_SECONDS = 10.0
+_HOUSE_SECONDS = 600.0
 
 
 def main(ctx: Context) -> None:
@@ -52,6 +54,7 @@ class Sweeper:
     def __init__(self) -> None:
         self._rung: dict[int, float] = {}
         self._aged = 0.0
+        self._kept_house = time.monotonic()
         self._own_workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweeper-drain")
         self._draining: set[int] = set()
 
@@ -63,6 +66,9 @@ class Sweeper:
             if time.monotonic() - self._aged >= _AGES_SECONDS:
                 self._aged = time.monotonic()
                 check_ages()
+            if time.monotonic() - self._kept_house >= _HOUSE_SECONDS:
+                self._kept_house = time.monotonic()
+                keep_house()
         except Exception:
             logger.exception("a sweep failed; the next one is in %s s", TICK_SECONDS)
         finally:
@@ -99,6 +105,12 @@ class Sweeper:
         """Wait for what is being sent here."""
         tasks.stopping.set()
         self._own_workers.shutdown(wait=True)
+
+
+def keep_house() -> None:
+    """Let go of what is kept for a while only: scanners' queries, worklist items of steps that ended long ago."""
+    querylog.prune()
+    projection.prune()
 
 
 def due_destinations() -> list[int]:

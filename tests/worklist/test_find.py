@@ -403,3 +403,42 @@ def test_a_cancelled_query_is_remembered_as_such(ward: None) -> None:
     answers_.close()
     row = QueryLog.objects.get()
     assert (row.status, row.count) == (status.CANCELLED, 1)
+
+
+def test_what_waits_for_a_person_is_counted(ward: None) -> None:
+    from worklist import metrics
+
+    assert metrics.items() == 5
+    (withheld,) = metrics.withheld()
+    assert withheld.count == 0
+    place(group(accession="W1"), patient=who("9" * 70))
+    (withheld,) = metrics.withheld()
+    assert (withheld.count, withheld.age_seconds >= 0) == (1, True)
+    ask(query())
+    assert [labels for labels, _ in metrics.query_age()] == [("CT01",)]
+
+
+def test_queries_are_let_go_when_old_or_too_many(ward: None) -> None:
+    from worklist import querylog
+
+    for number in range(4):
+        ask(query(PatientID=f"{number}"))
+    QueryLog.objects.filter(pk=QueryLog.objects.earliest("pk").pk).update(last_at=now() - timedelta(days=20))
+    assert querylog.prune() == 1
+    querylog.KEEP_ROWS, before = 2, querylog.KEEP_ROWS
+    try:
+        assert querylog.prune() == 1
+    finally:
+        querylog.KEEP_ROWS = before
+    assert QueryLog.objects.count() == 2
+
+
+def test_the_command_makes_everything_again(ward: None) -> None:
+    from io import StringIO
+
+    from django.core.management import call_command
+
+    out = StringIO()
+    WorklistItem.objects.all().delete()
+    call_command("worklist", "rebuild", stdout=out)
+    assert "5 worklist items" in out.getvalue()
