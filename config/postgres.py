@@ -266,7 +266,10 @@ class Cluster:
 
     def enter(self, *, die_with_us: bool = False) -> None:
         """Start or adopt the server, and count as one of its users. Raises PostgresError."""
-        account = self._prepare()
+        try:
+            account = self._prepare()
+        except OSError as trouble:
+            raise PostgresError(f"{trouble.filename} cannot be made or used: {trouble.strerror}.") from None
         with self._turn():
             self._lock = os.open(self.home / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -438,7 +441,7 @@ class Cluster:
             "unix_socket_permissions": "0700",
             "listen_addresses": "",
             "port": str(PORT),
-            "max_connections": "200",
+            "max_connections": "300",
             "timezone": "UTC",
             "log_timezone": "UTC",
             "jit": "off",

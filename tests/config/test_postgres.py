@@ -207,6 +207,12 @@ def test_a_folder_without_postgresql_is_refused(data_dir: Path, monkeypatch: pyt
         pass
 
 
+def test_a_place_where_nothing_can_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PostgresError, match="file.* cannot be made or used"):
+        Cluster(tmp_path / "file" / "data").enter()
+
+
 def test_a_socket_path_too_long_for_the_kernel_is_moved_to_a_short_one() -> None:
     assert run_dir_of(Path("/srv/orderly")) == Path("/srv/orderly/run")
     assert len(str(run_dir_of(Path("/srv") / ("x" * 120)))) < 60
