@@ -11,7 +11,8 @@ from pacs.dimse.registry import (
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
 from tests.ris.making import NOW, group, place, who
-from tests.worklist.asking import ask, query
+from tests.worklist.asking import ask, query, request_for
+from worklist import scp
 from worklist.attributes import ALL, INNER, OUTER, snake_case
 from worklist.models import WorklistItem
 
@@ -86,6 +87,14 @@ def test_every_attribute_is_told_in_every_transfer_syntax(syntax: str) -> None:
     assert step.ScheduledProtocolCodeSequence[0].CodingSchemeDesignator == "99SITE"
     assert step.CommentsOnTheScheduledProcedureStep == "Bring\r\nold films"
     assert step.ScheduledProcedureStepStatus == "SCHEDULED"
+
+
+def test_values_are_padded_as_their_vr_wants() -> None:
+    rich()
+    ((_, data),) = scp.find(request_for(query(StudyInstanceUID="")))
+    assert b"UI\x08\x001.2.3.4\0" in data
+    ((_, data),) = scp.find(request_for(query(PatientSex="")))
+    assert b"CS\x02\0F " in data
 
 
 def test_only_what_was_asked_is_returned_and_what_is_unknown_comes_back_empty() -> None:
