@@ -19,6 +19,7 @@ from pacs.dimse.stream import Patience, Stream
 log = logging.getLogger(__name__)
 
 MESSAGE_SECONDS = 60.0  #: between two PDUs of one message
+SUBOPERATION_SECONDS = 120.0  #: until a peer has stored what it asked for
 GATHERED_BYTES = 64 * 1024  #: pending answers are written when they come to this much …
 GATHERED_SECONDS = 0.05  #: … or when the last write is this long ago
 
@@ -142,8 +143,8 @@ class Association:
             buffers += stream.data_pdus(context.id, data, command=False, max_data=self.max_data)
         return buffers
 
-    def send(self, context: Context, command: Mapping[str, Any], data: bytes | None = None) -> None:
-        """Send a message in one write."""
+    def send(self, context: Context, command: Mapping[str, Any], data: Any = None) -> None:
+        """Send a message in as few writes as can be."""
         self.wire.write(*self.encoded(context, command, data))
 
     # -- ending
@@ -199,6 +200,7 @@ class ServedAssociation(Association):
         self.calling_ae, self.called_ae, self.address = calling_ae, called_ae, address
         self.idle_seconds = idle_seconds
         self._leave, self._after_request = leave, after_request
+        self._last_message_id = 0
 
     def serve(self) -> str:
         """Answer requests until the association ends; says how it ended. Never raises an Ended."""
@@ -265,6 +267,31 @@ class ServedAssociation(Association):
             raise Refused(status.CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context")
         return handler
 
+    def suboperation(
+        self, context: Context, command: Mapping[str, Any], data: stream.Payload, exchange: Any
+    ) -> Command:
+        """Ask the peer something while its own request is at work (C-STORE of a C-GET); gives its response.
+
+        A C-CANCEL of the request that comes in between is remembered by its `exchange`.
+        """
+        self._last_message_id = message_id = self._last_message_id % 0xFFFF + 1
+        raw = commands.encode({**command, "MessageID": message_id, "CommandDataSetType": 1})
+        self.wire.write(
+            *stream.data_pdus(context.id, raw, command=True, max_data=self.max_data),
+            *stream.data_pdus(context.id, data, command=False, max_data=self.max_data),
+        )
+        while True:
+            message = self.next_message(SUBOPERATION_SECONDS)
+            answered = message.command
+            if answered.name == "C-CANCEL" and not answered.is_response:
+                exchange.was_cancelled = True
+            elif answered.is_response and answered.message_id == message_id:
+                for _ in self.fragments():
+                    pass
+                return answered
+            else:
+                raise ProtocolError("not the response that is due", ProtocolError.UNEXPECTED_PDU)
+
     def _finish(
         self, message: Message, code: int, comment: str, data: bytes | None, elements: Mapping[str, Any]
     ) -> None:
@@ -284,8 +311,8 @@ class ServedAssociation(Association):
                 if isinstance(answer, Outcome) and not status.is_pending(answer.status):
                     final = answer
                     break
-                if writer.add(answer) and exchange.cancelled():
-                    break
+                if writer.add(answer) and not isinstance(answer, Outcome) and exchange.cancelled():
+                    break  # a retrieval sees for itself that it was cancelled, and says how far it came
         except Refused as refusal:
             final = Outcome(refusal.status, comment=refusal.comment, elements=refusal.elements)
         finally:

@@ -28,7 +28,8 @@ C-MOVE, C-GET             an iterator of :class:`Outcome`: pending ones with sub
 * Pending answers are gathered and written in large pieces, and a slow peer holds the generator back:
   yield row by row, as fast as they come. Cancel is looked for by the association at each write; then
   the generator is closed (``GeneratorExit`` at its yield), so a server-side cursor in a ``with`` block is
-  let go of. A handler that works long without yielding asks ``request.cancelled`` itself.
+  let go of. A handler that works long without yielding asks ``request.cancelled`` itself, and so does one
+  that yields Outcomes (C-MOVE, C-GET): its final one says how far it came.
 * Identifiers are sent as they are given. In Deflated Explicit VR Little Endian
   (1.2.840.10008.1.2.1.99) give the explicit little endian bytes: they are deflated on the way out.
 """
@@ -104,6 +105,10 @@ class Assoc(Protocol):
     address: str  #: the peer's IP address
     peer: Peer | None  #: None for a caller nobody knows: it may only C-ECHO
     contexts: Mapping[int, Context]
+
+    def suboperation(
+        self, context: Context, command: Mapping[str, Any], data: Any, exchange: Any
+    ) -> Command: ...
 
 
 @dataclass(frozen=True, slots=True)

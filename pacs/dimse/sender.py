@@ -121,7 +121,7 @@ class RequestedAssociation(Association):
         self,
         context: Context,
         command: Mapping[str, Any],
-        data: bytes | memoryview | None = None,
+        data: stream.Payload | None = None,
         *,
         seconds: float = RESPONSE_SECONDS,
     ) -> Command:
@@ -154,7 +154,7 @@ class RequestedAssociation(Association):
     def store(
         self,
         origin: Origin,
-        data: bytes | memoryview,
+        data: stream.Payload,
         *,
         originator: tuple[str, int] | None = None,
         context: Context | None = None,
@@ -166,15 +166,7 @@ class RequestedAssociation(Association):
         context = context or self.context_for(origin.sop_class_uid, origin.transfer_syntax_uid)
         if context is None:
             raise AssociationRefused("the peer does not take this SOP class in this transfer syntax")
-        command: dict[str, Any] = {
-            "AffectedSOPClassUID": origin.sop_class_uid,
-            "AffectedSOPInstanceUID": origin.sop_instance_uid,
-            "CommandField": CODES["C-STORE"],
-            "Priority": MEDIUM_PRIORITY,
-        }
-        if originator:
-            command["MoveOriginatorApplicationEntityTitle"], command["MoveOriginatorMessageID"] = originator
-        return self.exchange(context, command, data).status
+        return self.exchange(context, store_command(origin, originator), data).status
 
     def store_file(self, path: Path, *, originator: tuple[str, int] | None = None) -> int:
         """C-STORE of a Part 10 file, its data set as it lies there; gives the status."""
@@ -187,6 +179,19 @@ class RequestedAssociation(Association):
         if data is not None:
             buffers += stream.data_pdus(context.id, data, command=False, max_data=self.max_data)
         return buffers
+
+
+def store_command(origin: Origin, originator: tuple[str, int] | None = None) -> dict[str, Any]:
+    """The command set of a C-STORE-RQ, but for its Message ID."""
+    command: dict[str, Any] = {
+        "AffectedSOPClassUID": origin.sop_class_uid,
+        "AffectedSOPInstanceUID": origin.sop_instance_uid,
+        "CommandField": CODES["C-STORE"],
+        "Priority": MEDIUM_PRIORITY,
+    }
+    if originator:
+        command["MoveOriginatorApplicationEntityTitle"], command["MoveOriginatorMessageID"] = originator
+    return command
 
 
 @contextlib.contextmanager

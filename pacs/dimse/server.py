@@ -37,7 +37,7 @@ from pacs.storage import spool
 log = logging.getLogger(__name__)
 
 #: What the archive serves by itself; the setting ORDERLY_DIMSE_SERVICES names more.
-SERVICES = ("pacs.services.echo", "pacs.services.store", "pacs.services.find")
+SERVICES = tuple(f"pacs.services.{name}" for name in ("echo", "store", "find", "move", "get"))
 
 SET_UP_SECONDS = 5.0  #: from the connection to the last byte of the association request
 MAX_PENDING = 128  #: connections without a whole request

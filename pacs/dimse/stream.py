@@ -7,7 +7,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pacs.dimse.errors import Closed, ProtocolError, TimedOut
 
@@ -214,19 +214,34 @@ def pdvs(body: memoryview) -> Iterator[tuple[int, int, memoryview]]:
         at += 4 + length
 
 
+Payload = bytes | memoryview | Sequence["bytes | memoryview"]
+
+
 def data_pdus(
-    context_id: int, payload: bytes | memoryview, *, command: bool, max_data: int
-) -> Iterable[bytes | memoryview]:
-    """Header and fragment, in turn, of the P-DATA-TF PDUs that carry `payload`; none is longer than `max_data`."""
-    size = len(payload)
+    context_id: int, payload: Payload, *, command: bool, max_data: int
+) -> Iterator[bytes | memoryview]:
+    """Header and fragments, in turn, of the P-DATA-TF PDUs that carry `payload`; none is longer than `max_data`.
+
+    A payload in several pieces (a new header, the old pixels) is sent as one, without being joined first.
+    """
+    pieces = [payload] if isinstance(payload, bytes | memoryview) else list(payload)
+    left = sum(map(len, pieces))
     most = max_data - 6
-    if size <= most:
-        yield DATA_HEADER.pack(P_DATA, size + 6, size + 2, context_id, 3 if command else 2)
-        yield payload
+    if left <= most:
+        yield DATA_HEADER.pack(P_DATA, left + 6, left + 2, context_id, 3 if command else 2)
+        yield from pieces
         return
-    view = memoryview(payload)
-    for at in range(0, size, most):
-        count = min(most, size - at)
-        control = (1 if command else 0) | (2 if at + count == size else 0)
+    views = iter([memoryview(piece) for piece in pieces])
+    view = next(views)
+    while left:
+        count = min(most, left)
+        left -= count
+        control = (1 if command else 0) | (0 if left else 2)
         yield DATA_HEADER.pack(P_DATA, count + 6, count + 2, context_id, control)
-        yield view[at : at + count]
+        while count:
+            part = view[:count]
+            yield part
+            count -= len(part)
+            view = view[len(part) :]
+            if not view and left + count:
+                view = next(views)
