@@ -31,7 +31,7 @@ from common.models import AuditEvent
 from common.names import same_person_name
 from common.process import Context
 from common.store import unit_of_work
-from pacs import header
+from pacs import header, manifest
 from pacs.events import StudySettled
 from pacs.facts import PATIENT_ID, WANTED, Facts, Unindexable, facts_of
 from pacs.models import Instance, Series, SetAside, Study
@@ -557,6 +557,7 @@ def settle(key: Any, quiet: datetime) -> int:
         study.save(update_fields=["settled_at", "times_settled"])
         unit.publish(StudySettled(study, grown))
         crashpoint("indexer.before_settled")
+    manifest.due(key)
     return 1
 
 
@@ -607,7 +608,7 @@ def main(ctx: Context) -> None:
                 continue
             finally:
                 close_old_connections()
-            if not busy:
+            if not busy and not manifest.renew_piece():
                 ctx.stopping.wait(POLL_SECONDS)
 
 

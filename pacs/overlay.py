@@ -191,17 +191,21 @@ def dataset_of(attributes: Attributes) -> Dataset:
     return ds
 
 
-def apply_json(document: dict[str, Any], attributes: Attributes) -> dict[str, Any]:
-    """A DICOM JSON object (PS3.18 annex F) with the overlay's values; an emptied attribute is left out."""
-    if not attributes:
+def json_of(attributes: Attributes) -> dict[str, dict[str, Any]]:
+    """The overlay as DICOM JSON; an emptied attribute has no Value."""
+    document: dict[str, dict[str, Any]] = dataset_of(attributes).to_json_dict()
+    return document
+
+
+def apply_json(document: dict[str, Any], over: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A DICOM JSON object (PS3.18 annex F) with the values of `json_of`; an emptied attribute is left out."""
+    if not over:
         return document
-    result = dict(document)
-    for tag, element in dataset_of(attributes).to_json_dict().items():
-        if element.get("Value"):
-            result[tag] = element
-        else:
-            result.pop(tag, None)
-    return dict(sorted(result.items()))
+    result = {**document, **over}
+    for tag, element in over.items():
+        if not element.get("Value"):
+            del result[tag]
+    return result if over.keys() <= document.keys() else dict(sorted(result.items()))
 
 
 def apply_dataset(ds: Dataset, attributes: Attributes) -> None:

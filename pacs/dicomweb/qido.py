@@ -172,11 +172,11 @@ def describe(
                 document[f"{attribute.tag:08X}"] = element
     study = rows["study"]
     assert isinstance(study, Study)
-    for tag, element in overlay.dataset_of(overlay.attributes_of(study)).to_json_dict().items():
+    for tag, element in overlay.json_of(overlay.attributes_of(study)).items():
         if search.include_all or int(tag, 16) in wanted:
             document[tag] = element
     _request(document, rows, wanted)
-    return {tag: element for tag, element in document.items() if len(element) > 1}
+    return {tag: element for tag, element in document.items() if element.get("Value")}
 
 
 def _column(attribute: Attribute, rows: Mapping[str, Model]) -> dict[str, Any] | None:

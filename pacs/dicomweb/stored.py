@@ -214,8 +214,8 @@ class Stored:
             BytesIO(head), self.outline.implicit, self.outline.little_endian, bytelength=len(head)
         )
 
-    def metadata(self) -> dict[str, Any]:
-        """The object as DICOM JSON (PS3.18 annex F) with its overlay; empty attributes are left out."""
+    def document(self) -> dict[str, Any]:
+        """The object as DICOM JSON (PS3.18 annex F), as received; empty attributes are left out."""
         document = _json(self.attributes, f"{self.source.url}/bulkdata", "")
         document["00080005"] = {"vr": "CS", "Value": [overlay.UNICODE]}
         document["00083002"] = {"vr": "UI", "Value": [self.source.transfer_syntax_uid]}
@@ -223,7 +223,7 @@ class Stored:
             tag = f"{self._pixel_tag:08X}"
             vr = "OB" if self.outline.encapsulated else self._pixel_vr
             document[tag] = {"vr": vr, "BulkDataURI": f"{self.source.url}/bulkdata/{tag}"}
-        return overlay.apply_json(dict(sorted(document.items())), self.source.overlay)
+        return dict(sorted(document.items()))
 
     def bulk(self, path: list[str]) -> bytes:
         """A binary value by its path: tags and, between them, item numbers from 1. Raises NotThere."""

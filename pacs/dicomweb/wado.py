@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from django.http import Http404, HttpResponse, StreamingHttpResponse
@@ -11,6 +12,7 @@ from django.http.response import HttpResponseBase
 from rest_framework.exceptions import APIException, ParseError
 from rest_framework.request import Request
 
+from pacs import manifest, overlay
 from pacs.dicomweb import multipart
 from pacs.dicomweb.base import DicomwebView, NotAcceptable, json_response
 from pacs.dicomweb.negotiation import (
@@ -116,14 +118,13 @@ class Metadata(DicomwebView):
         if not rows:
             raise Http404
         self.audit(request, "read", [rows[0].series.study_id], objects=len(rows))
+        over = overlay.json_of(overlay.attributes_of(rows[0].series.study))
         documents: list[dict[str, Any]] = []
-        unread = 0
-        for row in rows:
-            try:
-                with Stored(Source.of(row)) as stored:
-                    documents.append(stored.metadata())
-            except (HeaderError, ValueError, RecursionError):
-                unread += 1
+        for series_id, of_series in groupby(rows, key=lambda row: row.series_id):
+            for document in manifest.documents(series_id, list(of_series)):
+                if document is not None:
+                    documents.append(overlay.apply_json(document, over))
+        unread = len(rows) - len(documents)
         if not documents:
             raise Unreadable
         response = json_response(request, documents)

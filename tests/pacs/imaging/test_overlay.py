@@ -29,6 +29,7 @@ from pacs.overlay import (
     apply_json,
     check,
     dataset_of,
+    json_of,
     pieces,
     splice,
 )
@@ -237,7 +238,7 @@ def test_uids_pixels_and_unknown_keywords_are_never_corrected() -> None:
 
 def test_dicom_json_shows_the_correction_and_leaves_emptied_attributes_out() -> None:
     document = image().to_json_dict()
-    shown = apply_json(document, CORRECTION)
+    shown = apply_json(document, json_of(CORRECTION))
     assert shown["00100010"] == {"vr": "PN", "Value": [{"Alphabetic": "Right^Name"}]}
     assert "00080050" not in shown
     assert document["00100020"]["Value"] == ["P-1"]
