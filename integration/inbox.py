@@ -140,7 +140,6 @@ _SWAPPED = ((3, 5), (4, 6), (5, 3), (6, 4), (12, 11))
 def _receive_one(raw: bytes, peer: Peer, notes: Sequence[str]) -> Reply:
     incoming = _Incoming(raw, peer, now(), time.perf_counter(), tuple(notes))
     incoming.digest = hashlib.sha256(raw).hexdigest()
-    incoming.asked = acks.asking_of(raw)
     for attempt in range(1, _TRIES + 1):
         try:
             return _received(incoming)
@@ -174,12 +173,14 @@ def _may_help_to_try_again(error: Exception) -> bool:
 def _read(incoming: _Incoming) -> None:
     """Find the source and parse the message. Raises Refused."""
     try:
-        separators, header = header_of(incoming.raw)
+        separators, raw_header = header_of(incoming.raw)
     except Refused as refusal:
         raise _Rejected(refusal.problem) from None
+    header = [f.decode("latin-1") for f in raw_header]
+    incoming.asked = acks.asking_header(separators, header)
 
     def named(number: int) -> str:
-        text = header[number].decode("latin-1") if len(header) > number else ""
+        text = header[number] if len(header) > number else ""
         return text.split(separators.component)[0].strip()
 
     incoming.sender = _sender_key(incoming)
@@ -191,7 +192,8 @@ def _read(incoming: _Incoming) -> None:
     incoming.profile = profile = found[1]
     incoming.parsed = message = parse(incoming.raw, profile["charset"], profile["force_charset"])
     incoming.control_id = _clipped(message.control_id, 199)
-    incoming.asked = acks.asking(message)
+    if not incoming.raw.isascii():
+        incoming.asked = acks.asking(message)
     incoming.head = Head(message, profile, incoming.received_at)
     incoming.warnings = [*incoming.notes, *(str(w.text) for w in message.warnings)]
     translate.check_header(message, incoming.head)

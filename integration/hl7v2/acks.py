@@ -62,7 +62,7 @@ class Asking:
 
 def asking(message: Message) -> Asking:
     """What to echo of a message that could be parsed."""
-    return _asking(message.separators, message.header.fields)
+    return asking_header(message.separators, message.header.fields)
 
 
 def asking_of(raw: bytes) -> Asking:
@@ -71,10 +71,12 @@ def asking_of(raw: bytes) -> Asking:
         separators, fields = header_of(raw)
     except Refused:
         return Asking()
-    return _asking(separators, [f.decode("latin-1") for f in fields])
+    return asking_header(separators, [f.decode("latin-1") for f in fields])
 
 
-def _asking(separators: Separators, fields: list[str]) -> Asking:
+def asking_header(separators: Separators, fields: list[str]) -> Asking:
+    """What to echo of a header's encoded fields (index as in the standard)."""
+
     def echo(number: int) -> str:
         return harmless(fields[number]) if number < len(fields) else ""
 
@@ -101,7 +103,7 @@ def _condition(text: str) -> str:
 
 def harmless(field: str) -> str:
     """An encoded field without control characters, fit to be echoed."""
-    return _UNSAFE.sub("", field)
+    return field if field.isprintable() else _UNSAFE.sub("", field)
 
 
 def replies(asked: Asking, code: AckCode) -> tuple[AckCode | None, AckCode | None]:

@@ -39,7 +39,7 @@ class Limits:
 
     max_size: int = 32 << 20
     max_connections: int = 500
-    max_connections_an_address: int = 100
+    max_connections_an_address: int = 300
     idle_seconds: float = 6 * 3600.0
     frame_seconds: float = 120.0
     write_seconds: float = 30.0

@@ -101,7 +101,10 @@ def _xpn(group: NameGroup, kind: str, representation: str) -> tuple[str, ...]:
 
 def _group(parts: Sequence[str], start: int) -> NameGroup:
     """The PN group of family^given^middle^suffix^prefix^degree from this index; the degree joins the suffix."""
-    family, given, middle, suffix, prefix, degree = (clean_component(_at(parts, start + i)) for i in range(6))
+    family, given, middle, suffix, prefix, degree = [
+        part if part.isalnum() else clean_component(part)
+        for part in (_at(parts, start + i) for i in range(6))
+    ]
     whole_suffix = " ".join(p for p in (suffix, degree) if p)
     return _fitted(NameGroup(family, given, middle, prefix, whole_suffix))
 

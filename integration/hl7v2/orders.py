@@ -218,6 +218,8 @@ def _issuer(scope: Scope, attribute: str) -> str:
 
 def _share_studies(found: list[Group]) -> None:
     """One ZDS serves every group of its procedure: same accession (else order) and same procedure id (else code)."""
+    if len(found) == 1:
+        return
     studies = {_procedure_of(g): g.keys.study_instance_uid for g in found if g.keys.study_instance_uid}
     for group in found:
         uid = studies.get(_procedure_of(group), "")
@@ -247,7 +249,9 @@ def _group(head: Head, group: Group) -> OrderGroup:
     keys = group.keys
     named = (keys.accession_number, keys.placer.value, keys.filler.value, keys.study_instance_uid)
     if not any(named) and action is not OrderAction.NEW:
-        raise refuse(Code.REQUIRED_FIELD, "The order has no number to be known by.", scope.segment("ORC").at(2))
+        raise refuse(
+            Code.REQUIRED_FIELD, "The order has no number to be known by.", scope.segment("ORC").at(2)
+        )
     if action in (OrderAction.NEW, OrderAction.REPLACEMENT) and not group.has_detail:
         raise refuse(Code.SEGMENT_SEQUENCE, "A new order needs an OBR segment.", scope.segment("ORC").at())
     return OrderGroup(

@@ -94,19 +94,22 @@ class Segment:
 
         A value of a deeper level than the sender used is its first part, and `""` at any level is NULL below.
         """
-        text = self.field(number)
+        fields = self._fields or self.fields
+        text = fields[number] if number < len(fields) else ""
         if not text:
             return ""
-        if self._is_delimiters(number):
+        if number <= 2 and self._is_delimiters(number):
             return text
         s = self.separators
-        text = _part(text, s.repetition, repetition)
+        # Most values have no deeper level, and `in` is the cheapest way to see it.
+        if repetition != 1 or s.repetition in text:
+            text = _part(text, s.repetition, repetition)
         if text == _QUOTES:
             return NULL
-        text = _part(text, s.component, component)
-        if text == _QUOTES:
-            return NULL
-        text = _part(text, s.subcomponent, subcomponent)
+        if component != 1 or s.component in text:
+            text = _part(text, s.component, component)
+        if subcomponent != 1 or s.subcomponent in text:
+            text = text if text == _QUOTES else _part(text, s.subcomponent, subcomponent)
         if text == _QUOTES:
             return NULL
         return escapes.unescape(text, s, self._decode) if s.escape in text else text

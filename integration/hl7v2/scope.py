@@ -55,21 +55,29 @@ class Scope:
         self.own: dict[str, list[Segment]] = {}
         for segment in segments:
             self.own.setdefault(segment.name, []).append(segment)
+        self._first: dict[str, Segment] = {}
 
     def segment(self, name: str) -> Segment:
         """The first segment of this name here; of those before the first order, the message's."""
-        found = self.own.get(name)
-        if found:
-            return found[0]
-        if name in _SHARED:
-            return self.head.message.first(name)
-        return _absent(name)
+        found = self._first.get(name)
+        if found is None:
+            own = self.own.get(name)
+            if own:
+                found = own[0]
+            elif name in _SHARED:
+                found = self.head.message.first(name)
+            else:
+                found = _absent(name)
+            self._first[name] = found
+        return found
 
     def filled(self, attribute: str) -> tuple[Segment, Place] | None:
         """The first alternative of an attribute's expression that holds anything, and where."""
         for place in self.profile.fields[attribute].places:
-            segment = self._selected(place)
-            if segment and _raw(segment, place):
+            segment = self._selected(place) if place.selector else self.segment(place.segment)
+            if segment.raw and (
+                segment.field(place.field) if place.component is None else _raw(segment, place)
+            ):
                 return segment, place
         return None
 
@@ -177,7 +185,7 @@ def clean(text: str) -> str:
     """A value without control characters (line ends stay) and outer spaces; NULL stays NULL."""
     if text is NULL:
         return NULL
-    return _CONTROL.sub("", text).strip()
+    return text.strip() if text.isprintable() else _CONTROL.sub("", text).strip()
 
 
 def read_time(head: Head, segment: Segment, field: int, component: int = 1) -> Timestamp | None:
