@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from typing import Any
+from uuid import UUID
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect
+from django.urls import URLPattern
 
 from common import audit
 from common.desk import DefaultFilter, DeskAdmin, chip
 from common.templatetags.orderly import moment, pn, short, size
+from pacs import aside
 from pacs.models import ApplicationEntity, Overlay, SetAside, Study
 
 Beside = Callable[[Study], Iterable[tuple[str, str]]]
@@ -114,7 +118,8 @@ class SetAsideAdmin(DeskAdmin):
     """Objects that were taken and kept, but could not be indexed."""
 
     patient_data = "object set aside"
-    list_display = ("received", "reason", "detail", "calling_ae", "bytes", "uid", "state_chip")
+    detail_template = "admin/pacs/set_aside.html"
+    list_display = ("received", "reason", "detail", "calling_ae", "amount", "uid", "state_chip")
     list_filter = (AsideFilter, "reason", "calling_ae")
     search_fields = ("sop_instance_uid", "study_instance_uid", "calling_ae")
     search_help_text = "UID or AE title"
@@ -125,7 +130,7 @@ class SetAsideAdmin(DeskAdmin):
         return moment(row.received_at)
 
     @admin.display(description="Size", ordering="size")
-    def bytes(self, row: SetAside) -> str:
+    def amount(self, row: SetAside) -> str:
         return size(row.size)
 
     @admin.display(description="SOP Instance UID")
@@ -135,6 +140,34 @@ class SetAsideAdmin(DeskAdmin):
     @admin.display(description="State", ordering="state")
     def state_chip(self, row: SetAside) -> str:
         return chip(row.state, row.get_state_display())
+
+    def detail(self, request: HttpRequest, row: SetAside) -> dict[str, Any]:
+        return {"title": "Object set aside", "waits": row.state == SetAside.State.OPEN}
+
+    def own_urls(self) -> list[URLPattern]:
+        return [
+            self.door("<uuid:pk>/again/", self.again, "again", post=True),
+            self.door("<uuid:pk>/leave/", self.leave, "leave", post=True),
+        ]
+
+    def again(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """Try to index it again."""
+        row = get_object_or_404(SetAside, pk=pk)
+        why_not = aside.try_again(row)
+        self.record(request, "index", [row])
+        if why_not:
+            messages.error(request, f"It still cannot be indexed: {why_not}")
+        else:
+            messages.success(request, "It is indexed now; its study is in the archive.")
+        return redirect(self.url_of(row))
+
+    def leave(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """Take it from the list; the file stays."""
+        row = get_object_or_404(SetAside, pk=pk)
+        aside.leave(row)
+        self.record(request, "leave", [row])
+        messages.success(request, "It is off the list; row and file stay.")
+        return redirect(self.url_of(row))
 
 
 @admin.register(ApplicationEntity)

@@ -11,6 +11,7 @@ from common.roles import Role, bearer
 from integration import solving
 from integration.describe import describe
 from integration.models import Message, MessageIdentity, OutboxItem
+from pacs.models import SetAside
 from ris.models import (
     ImagingServiceRequest,
     Patient,
@@ -295,6 +296,16 @@ def test_a_parked_delivery_is_composed_anew_and_sent_again(clerk: Client, mornin
     clerk.post(f"/admin/integration/outboxitem/{item.pk}/do/skip/")
     item.refresh_from_db()
     assert item.state == "skipped"
+
+
+def test_an_object_set_aside_is_tried_again_and_left(clerk: Client, morning: Morning):
+    row = SetAside.objects.get()
+    page = clerk.post(f"/admin/pacs/setaside/{row.pk}/again/", follow=True)
+    assert b"It still cannot be indexed" in page.content
+    clerk.post(f"/admin/pacs/setaside/{row.pk}/leave/")
+    row.refresh_from_db()
+    assert row.state == "solved" and row.solved_at is not None
+    assert clerk.get("/admin/pacs/setaside/").context["cl"].result_count == 0
 
 
 # -- the house
