@@ -1,0 +1,1 @@
+"""Tests of the rehearsal's parts: its script, its peers and its count."""
