@@ -20,9 +20,11 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
 
+from common import cause
 from common.models import Site
 from common.uids import is_uid
 from integration import destinations, sources
+from integration.analyst import versions
 from integration.models import Destination, Source
 from pacs.models import ApplicationEntity
 from ris.models import ProcedureDefinition, Station
@@ -214,7 +216,7 @@ def load(path: Path) -> dict[str, Loaded]:
             known = ", ".join("[site]" if one == "site" else f"[[{one}]]" for one in SECTIONS)
             raise file.error(name, 0, "", f"unknown section {name!r}; there are {known}")
     done: dict[str, Loaded] = {}
-    with transaction.atomic():
+    with transaction.atomic(), versions.author(cause.system("site load"), f"Loaded from {path.name}"):
         for name, section in SECTIONS.items():
             if name in file.content:
                 done[name] = Loaded()
@@ -311,8 +313,6 @@ def _store(
     if not new and all(getattr(row, attribute) == value for attribute, value in values.items()):
         done.unchanged += 1
         return
-    if isinstance(row, Source) and not new and row.profile != values["profile"]:
-        row.version += 1
     for attribute, value in values.items():
         setattr(row, attribute, value)
     try:

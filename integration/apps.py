@@ -9,7 +9,9 @@ class IntegrationConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Say who hears what, before anything can happen."""
+        """Say who hears what, before anything can happen; keep a version of each source that is saved."""
         from integration import wiring
+        from integration.analyst import versions
 
         wiring.wire()
+        versions.connect()

@@ -38,6 +38,7 @@ from ris.commands import (
     Applied,
     ApplyOrders,
     ChangeIdentifier,
+    FileReport,
     MergePatients,
     OrderAction,
     OrderGroup,
@@ -47,7 +48,7 @@ from ris.commands import (
 )
 from ris.errors import Refusal
 from ris.models import ImagingServiceRequest
-from ris.services import authorities, lanes, orders, patients
+from ris.services import authorities, lanes, orders, outside_reports, patients
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +208,14 @@ class _Rejected(Refused):
         return "AR"
 
 
+class _NotDone(Refused):
+    """What `ris` refuses is the message's content: AE, also where the nearest code is 207."""
+
+    @property
+    def ack_code(self) -> str:
+        return "AE"
+
+
 # -- once --------------------------------------------------------------------------------------------------
 
 _IDENTIFY = """
@@ -333,6 +342,7 @@ _SERVICES: dict[type, Callable[[Any, Unit], Applied]] = {
     MergePatients: patients.merge,
     ChangeIdentifier: patients.change_identifier,
     ApplyOrders: orders.apply,
+    FileReport: outside_reports.file,
 }
 
 
@@ -350,7 +360,7 @@ def _carry_out(translated: translate.Translated, unit: Unit, row: Message) -> No
             applied = _SERVICES[type(command)](command, unit)
         except Refusal as refusal:
             place = translated.locate(refusal.attribute, refusal.group)
-            raise Refused(Problem(Code(refusal.code), refusal.text, place)) from refusal
+            raise _NotDone(Problem(Code(refusal.code), refusal.text, place)) from refusal
         row.patient_ids = list(dict.fromkeys([*row.patient_ids, *applied.patient_ids]))
         row.request_ids = list(dict.fromkeys([*row.request_ids, *applied.request_ids]))
         row.accession_numbers = list(dict.fromkeys([*row.accession_numbers, *applied.accession_numbers]))
@@ -365,6 +375,8 @@ def _identifier_values(command: translate.Command) -> list[str]:
         return [i.value for i in (*command.survivor.identifiers, *command.prior)]
     if isinstance(command, ChangeIdentifier):
         return [i.value for i in (*command.patient.identifiers, command.prior)]
+    if isinstance(command, FileReport):
+        return [i.value for i in command.patient.identifiers]
     return [i.value for i in command.patient.identifiers] or [g.keys.placer.value for g in command.groups]
 
 
@@ -553,9 +565,12 @@ def _apply_stored(row: Message) -> None:
     row.save(update_fields=["state", "errors", "attempts"])
 
 
-def apply_bytes(row: Message, unit: Unit) -> None:
-    """Apply the stored bytes of a message again, by its source's present profile, into the unit. Raises Refused."""
-    found = next((p for s, p in sources.all_sources() if s.pk == row.source_id), None)
+def apply_bytes(row: Message, unit: Unit, profile: Profile | None = None) -> bool:
+    """Apply the stored bytes of a message into the unit, by a profile or its source's present one. Raises Refused.
+
+    Returns whether the message is of a type that is applied.
+    """
+    found = profile or next((p for s, p in sources.all_sources() if s.pk == row.source_id), None)
     if found is None:
         raise Refused(
             Problem(Code.TABLE_VALUE, "The message's source is not configured.", Location("MSH", 1, 3))
@@ -567,6 +582,7 @@ def apply_bytes(row: Message, unit: Unit) -> None:
     if translated is not None:
         _carry_out(translated, unit, row)
     row.warnings = [*row.warnings, *head.warnings]
+    return translated is not None
 
 
 # -- small things ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVectorField
 from django.core.exceptions import ValidationError
 from django.db import models
 
@@ -100,11 +101,13 @@ class Message(models.Model):
     OPEN_STATES = ("waiting", "refused", "rejected", "fault", "parked")
 
     id = models.BigAutoField(primary_key=True)
-    received_at = models.DateTimeField(db_index=True)
-    source = models.ForeignKey(Source, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    received_at = models.DateTimeField()
+    source = models.ForeignKey(
+        Source, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", db_index=False
+    )
     peer = models.CharField(max_length=64, help_text="address and port")
     sender = models.CharField(max_length=300, blank=True)
-    control_id = models.CharField(max_length=199, blank=True, db_index=True)
+    control_id = models.CharField(max_length=199, blank=True)
     message_type = models.CharField(max_length=20, blank=True, help_text="MSH-9.1")
     trigger_event = models.CharField(max_length=20, blank=True, help_text="MSH-9.2")
     version = models.CharField(max_length=20, blank=True)
@@ -125,10 +128,27 @@ class Message(models.Model):
     solved_at = models.DateTimeField(null=True, blank=True)
     solved_by = models.CharField(max_length=128, blank=True)
     solved_reason = models.CharField(max_length=300, blank=True)
+    original = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="edited", db_index=False,
+        help_text="the message as it came, where this is an edited copy of it",
+    )  # fmt: skip
 
     class Meta:
         ordering = ["-id"]
         indexes = [
+            # Lists are read newest first, a page after a known id: each filter's index ends with the id.
+            models.Index(fields=["source", "id"], name="message_by_source"),
+            models.Index(fields=["message_type", "trigger_event", "id"], name="message_by_type"),
+            models.Index(
+                fields=["state", "id"], name="message_by_state", condition=~models.Q(state="applied")
+            ),
+            models.Index(fields=["control_id"], name="message_control_id", opclasses=["varchar_pattern_ops"]),
+            models.Index(
+                fields=["received_at"], include=["source", "state", "duration_ms"], name="message_traffic"
+            ),
+            models.Index(
+                fields=["original"], name="message_edited", condition=models.Q(original__isnull=False)
+            ),
             models.Index(
                 fields=["received_at"],
                 name="message_open",
@@ -143,6 +163,111 @@ class Message(models.Model):
 
     def __str__(self) -> str:
         return f"{self.message_type}^{self.trigger_event} {self.control_id}"
+
+
+class SourceVersion(models.Model):
+    """A source as it was at one time: each change of it leaves a row, and any of them can be used again."""
+
+    id = models.BigAutoField(primary_key=True)
+    source = models.ForeignKey(Source, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    at = models.DateTimeField()
+    by = models.CharField(max_length=128, help_text="cause: `user:17`, `system:site load`")
+    why = models.CharField(max_length=300, blank=True)
+    values = models.JSONField(help_text="application, facility, address, enabled, profile")
+
+    class Meta:
+        ordering = ["-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["source", "number"], name="one_version_a_source_and_number")
+        ]
+
+    def __str__(self) -> str:
+        return f"version {self.number}"
+
+
+class DryRun(models.Model):
+    """A changed source tried over its last messages, in a transaction that was rolled back: what would differ."""
+
+    class State(models.TextChoices):
+        RUNNING = "running", "Running"
+        DONE = "done", "Done"
+        STOPPED = "stopped", "Stopped at its bound"
+        FAILED = "failed", "Failed"
+
+    id = models.BigAutoField(primary_key=True)
+    source = models.ForeignKey(Source, on_delete=models.CASCADE, related_name="+")
+    values = models.JSONField(help_text="the source as it would be; as in SourceVersion")
+    by = models.CharField(max_length=128)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.RUNNING)
+    messages = models.PositiveIntegerField(help_text="how many of the last messages, at most")
+    seconds = models.PositiveIntegerField(help_text="how long, at most")
+    done = models.PositiveIntegerField(default=0)
+    total = models.PositiveIntegerField(default=0)
+    started_at = models.DateTimeField()
+    beat_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+    result = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+
+class MessageText(models.Model):
+    """What a message says, as words to search for; made after commit, and again at any time (integration/search.py)."""
+
+    message = models.OneToOneField(Message, primary_key=True, on_delete=models.CASCADE, related_name="text")
+    words = SearchVectorField(
+        help_text="A: the patient's names and numbers, B: the order's numbers, C: the rest"
+    )
+
+    class Meta:
+        indexes = [GinIndex(fields=["words"], name="message_words")]
+
+
+class MessageDeed(models.Model):
+    """What a person did with a message after it had come: replayed, edited, parked, released, skipped."""
+
+    class What(models.TextChoices):
+        APPLIED = "applied", "Applied again"
+        REPLAYED = "replayed", "Replayed"
+        EDITED = "edited", "Edited and sent again"
+        PARKED = "parked", "Parked"
+        RELEASED = "released", "Released"
+        SKIPPED = "skipped", "Skipped"
+
+    id = models.BigAutoField(primary_key=True)
+    message = models.ForeignKey(Message, on_delete=models.CASCADE, related_name="deeds")
+    at = models.DateTimeField()
+    by = models.CharField(max_length=128)
+    what = models.CharField(max_length=10, choices=What.choices)
+    reason = models.CharField(max_length=300, blank=True)
+    outcome = models.CharField(max_length=300, blank=True, help_text="what came of it; no health data")
+
+    class Meta:
+        ordering = ["-id"]
+
+
+class LegalHold(models.Model):
+    """Messages that must not be removed, however old they are, until the hold is lifted."""
+
+    class About(models.TextChoices):
+        PATIENT = "patient", "A patient"
+        ACCESSION = "accession", "An accession number"
+        SOURCE = "source", "A source"
+        ALL = "all", "Everything"
+
+    id = models.BigAutoField(primary_key=True)
+    about = models.CharField(max_length=10, choices=About.choices)
+    value = models.CharField(max_length=199, blank=True, help_text="row id, accession number, or source id")
+    reason = models.CharField(max_length=300)
+    placed_at = models.DateTimeField()
+    placed_by = models.CharField(max_length=128)
+    lifted_at = models.DateTimeField(null=True, blank=True)
+    lifted_by = models.CharField(max_length=128, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
 
 
 class OutboxItem(models.Model):
@@ -182,7 +307,9 @@ class OutboxItem(models.Model):
             models.Index(
                 fields=["destination", "lane", "id"], name="outbox_queued", condition=models.Q(state="queued")
             ),
-            models.Index(fields=["destination", "id"], name="outbox_next", condition=models.Q(state="queued")),
+            models.Index(
+                fields=["destination", "id"], name="outbox_next", condition=models.Q(state="queued")
+            ),
             models.Index(
                 fields=["destination"],
                 name="outbox_leased",
@@ -208,6 +335,7 @@ class DeliveryAttempt(models.Model):
 
     class Meta:
         ordering = ["id"]
+        indexes = [models.Index(fields=["at"], include=["outcome"], name="attempt_traffic")]
 
 
 class MirrorState(models.Model):

@@ -4,10 +4,11 @@ Whoever retries after a rolled back transaction calls `forget()` first: what was
 """
 
 from common.store import Unit
+from ris.apart import memory
 from ris.commands import Identifier
 from ris.models import AssigningAuthority
 
-_known: list[AssigningAuthority] = []
+_everybodys: list[AssigningAuthority] = []
 
 
 def same(row: AssigningAuthority, namespace: str, universal_id: str) -> bool:
@@ -19,9 +20,10 @@ def same(row: AssigningAuthority, namespace: str, universal_id: str) -> bool:
 
 def matching(identifier: Identifier, *, refresh: bool = False) -> list[AssigningAuthority]:
     """All known authorities that are the identifier's, exact ones first; reads the table when none is known."""
-    if refresh or not _known:
-        _known[:] = AssigningAuthority.objects.all()
-    found = [a for a in _known if same(a, identifier.namespace, identifier.universal_id)]
+    known = memory("authorities", _everybodys)
+    if refresh or not known:
+        known[:] = AssigningAuthority.objects.all()
+    found = [a for a in known if same(a, identifier.namespace, identifier.universal_id)]
     if not found and not refresh:
         return matching(identifier, refresh=True)
     found.sort(key=lambda a: (a.namespace != identifier.namespace, a.universal_id != identifier.universal_id))
@@ -47,13 +49,14 @@ def get_or_make(identifier: Identifier, unit: Unit) -> AssigningAuthority:
 
 def by_id(authority_id: object) -> AssigningAuthority | None:
     """The authority with this row id, for lists that show many identifiers."""
-    found = next((a for a in _known if a.id == authority_id), None)
+    known = memory("authorities", _everybodys)
+    found = next((a for a in known if a.id == authority_id), None)
     if found is None:
-        _known[:] = AssigningAuthority.objects.all()
-        found = next((a for a in _known if a.id == authority_id), None)
+        known[:] = AssigningAuthority.objects.all()
+        found = next((a for a in known if a.id == authority_id), None)
     return found
 
 
 def forget() -> None:
     """Empty the memory (tests)."""
-    _known.clear()
+    memory("authorities", _everybodys).clear()

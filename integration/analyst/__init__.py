@@ -1,0 +1,1 @@
+"""The interface analyst's room: sources and their versions, dry runs, samples, messages, lanes, traffic."""
