@@ -49,6 +49,7 @@ MEDIA_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
 
 class RenderingError(Exception):
@@ -304,6 +305,11 @@ def _decompress(path: str) -> Made:
         ds.PixelData = _inflated_frames(ds)
     elif "PixelData" in ds and syntax == ExplicitVRBigEndian:
         ds.PixelData = _swapped(ds)
+    elif syntax == _JPEG_EXTENDED and int(ds.get("BitsStored") or 8) > 8:
+        frames = range(int(ds.get("NumberOfFrames") or 1))
+        ds.PixelData = b"".join(_jpeg12(ds, index).astype("<u2").tobytes() for index in frames)
+        ds["PixelData"].VR = "OW"
+        ds["PixelData"].is_undefined_length = False
     elif syntax.is_encapsulated:
         ds.decompress(generate_instance_uid=False)
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -389,6 +395,8 @@ def _decode(path: str, ds: Dataset, index: int) -> NDArray[Any]:
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax == _DEFLATED_FRAMES:
         return _inflated(dcmread(path), index)
+    if syntax == _JPEG_EXTENDED and int(ds.get("BitsStored") or 8) > 8:
+        return _jpeg12(dcmread(path), index)
     try:
         get_decoder(syntax)
     except NotImplementedError:
@@ -404,6 +412,22 @@ def _decode(path: str, ds: Dataset, index: int) -> NDArray[Any]:
         if "missing" in str(error) or "dependencies" in str(error):
             raise RenderingError("no_decoder", "no decoder for this transfer syntax is installed") from error
         raise RenderingError("broken", "every decoder failed on this frame") from error
+
+
+def _jpeg12(ds: Dataset, index: int) -> NDArray[Any]:
+    """A frame of JPEG Extended of more than 8 bits, which no other decoder here reads."""
+    from pydicom.encaps import get_frame
+
+    from pacs.jpeg12 import BadJpeg, decode
+
+    frame = get_frame(ds.PixelData, index, number_of_frames=int(ds.get("NumberOfFrames") or 1))
+    try:
+        pixels = decode(frame)
+    except BadJpeg as error:
+        raise RenderingError("broken", str(error)) from error
+    if pixels.shape != (ds.Rows, ds.Columns):
+        raise RenderingError("broken", "the frame has another size than the object says")
+    return pixels
 
 
 def _inflated(ds: Dataset, index: int) -> NDArray[Any]:
