@@ -113,6 +113,8 @@ FIELDS: dict[str, str] = {
     "appointment_filler_order": "SCH-27, SCH-2",
     "appointment_accession": "none",
     "appointment_start": "AIS-4, AIL-6, AIP-6, TQ1-7, SCH-11.4",
+    # reports
+    "reported_at": "OBR-22",
     # how old the facts are, where MSH-7 says when the message was made at all
     "facts_at": "EVN-2, MSH-7",
     "order_facts_at": "ORC-9, MSH-7",
@@ -134,6 +136,7 @@ class Policy:
 POLICIES: dict[str, Policy] = {
     "policy": Policy("applied", ("applied", "stored"), "AA after the message is applied, or once it is stored"),
     "unknown_type": Policy("keep", ("keep", "refuse"), "a type we do not apply: kept (AA), or refused (AR 200/201)"),
+    "results": Policy("keep", ("keep", "file"), "reports (ORU, MDM): kept, or filed as versions of the order's report"),
     "unknown_order": Policy("refuse", ("refuse", "create", "ignore"), "change or cancel of an order nobody knows"),
     "start": Policy("wait", ("wait", "now"), "an order without a start waits for a clerk, or starts on arrival"),
     "null": Policy("delete", ("delete", "ignore"), 'what `""` means'),

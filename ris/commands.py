@@ -151,6 +151,27 @@ class ApplyOrders:
     """False: the patient is compared with the order's, never made or changed (appointments)."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """A report that an outside system wrote: it becomes a version of the report of its procedure."""
+
+    patient: RegisterPatient
+    keys: OrderKeys
+    status: str
+    """A ReportStatus value: PRELIMINARY, FINAL, CORRECTED, ADDENDED or RETRACTED."""
+    findings: str = ""
+    impression: str = ""
+    addendum: str = ""
+    """With ADDENDED: what is added to the text that is known."""
+    signer_name: str = ""
+    signer_id: str = ""
+    reported_at: datetime | None = None
+    procedure: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of a procedure that must be made because the order is not known."""
+    source: str = ""
+    policy: OrderPolicy = OrderPolicy()
+
+
 @dataclass(slots=True)
 class Applied:
     """What a command did: for the message page, the audit row and the answer to the sender."""

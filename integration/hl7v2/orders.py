@@ -106,7 +106,7 @@ def read(head: Head) -> Orders:
             Code.SEGMENT_SEQUENCE, "The message has no order: ORC and OBR are missing.", Location("ORC", 1)
         )
     for group in found:
-        group.keys = _keys(head, group)
+        group.keys = keys(group.scope)
     _share_studies(found)
     command = ApplyOrders(
         patient=_patient(head),
@@ -121,7 +121,7 @@ def read(head: Head) -> Orders:
 def groups(head: Head) -> list[Group]:
     """The groups in their order: each ORC with what follows it, each OBR of an ORC, each IPC of an OBR."""
     result: list[Group] = []
-    for segments in _runs(_until_second_patient(head)):
+    for segments in runs(_until_second_patient(head)):
         ipcs = [s for s in segments if s.name == "IPC"]
         rest = [s for s in segments if s.name != "IPC"]
         has_detail = any(s.name == "OBR" for s in rest) or bool(ipcs)
@@ -145,7 +145,7 @@ def _until_second_patient(head: Head) -> list[Segment]:
     return segments
 
 
-def _runs(segments: list[Segment]) -> list[list[Segment]]:
+def runs(segments: list[Segment]) -> list[list[Segment]]:
     """Segments of one order each. An OBR without an ORC of its own opens a run that shares the ORC before it."""
     runs: list[list[Segment]] = []
     orc: Segment | None = None
@@ -179,8 +179,8 @@ def _policy(head: Head) -> OrderPolicy:
     )
 
 
-def _keys(head: Head, group: Group) -> OrderKeys:
-    scope = group.scope
+def keys(scope: Scope) -> OrderKeys:
+    """The keys that a group names. Raises Refused (102) for a Study Instance UID that is none."""
     uid = scope.value("study_instance_uid")
     if uid and not is_loose_uid(uid):
         raise refuse(

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from integration.hl7v2 import orders, patients, schedule
+from integration.hl7v2 import orders, patients, reports, schedule
 from integration.hl7v2.errors import Code, Location, refuse
 from integration.hl7v2.reading import Message
 from integration.hl7v2.scope import Head, Scope
-from ris.commands import ApplyOrders, ChangeIdentifier, MergePatients, RegisterPatient
+from ris.commands import ApplyOrders, ChangeIdentifier, FileReport, MergePatients, RegisterPatient
 
-Command = RegisterPatient | MergePatients | ChangeIdentifier | ApplyOrders
+Command = RegisterPatient | MergePatients | ChangeIdentifier | ApplyOrders | FileReport
 Locate = Callable[[str, int | None], Location]
 
 _VERSION = re.compile(r"2\.[1-9](\.\d){0,2}\Z")
@@ -92,6 +92,18 @@ def _appointment(head: Head) -> Translated:
     return Translated([found.command], found.locate)
 
 
+def _results(head: Head) -> Translated | None:
+    found = reports.results(head) if head.profile["results"] == "file" else None
+    return Translated([*found.commands], found.locate) if found else None
+
+
+def _document(head: Head) -> Translated | None:
+    if head.profile["results"] != "file":
+        return None
+    found = reports.document(head)
+    return Translated([*found.commands], found.locate)
+
+
 def _answer(head: Head) -> Translated | None:
     """ORR, ORG, ORI: the other side's answer to an order; only what has groups says anything."""
     if not head.message.all("ORC"):
@@ -104,6 +116,8 @@ _READERS: dict[tuple[str, str], Callable[[Head], Translated | None]] = {
     **{("ADT", event): _merge for event in patients.MERGES},
     ("ADT", "A47"): _change_identifier,
     **{("SIU", event): _appointment for event in schedule.BOOKS},
+    ("ORU", ""): _results,
+    **{("MDM", event): _document for event in reports.DOCUMENTS},
     ("ORM", ""): _orders,
     ("OMG", ""): _orders,
     ("OMI", ""): _orders,
