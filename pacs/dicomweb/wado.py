@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from django.http import Http404, HttpResponse, StreamingHttpResponse
@@ -136,7 +136,7 @@ class Metadata(DicomwebView):
 class Frames(DicomwebView):
     """GET …/frames/{list}: pixels as they are stored, or native where the client asks for octets."""
 
-    def get(self, request: Request, study: str, series: str, instance: str, frames: str) -> HttpResponse:
+    def get(self, request: Request, study: str, series: str, instance: str, frames: str) -> HttpResponseBase:
         """multipart/related with a part for each frame; a single frame alone where the client takes that."""
         numbers = [int(number) for number in re.split(r",|%2[Cc]", frames) if number]
         if not numbers or len(numbers) > MAX_FRAMES:
@@ -149,7 +149,10 @@ class Frames(DicomwebView):
         self.audit_once(request, row.series.study_id)
         try:
             with Stored(source) as stored:
-                contents = [stored.frame(number, decode=choice.decode) for number in numbers]
+                # The first is made before the answer begins, so that what is wrong with it has a status.
+                first = stored.frame(numbers[0], decode=choice.decode)
+                if max(numbers) > stored.frames or min(numbers) < 1:
+                    raise NotThere(f"the object has frames 1 to {stored.frames}")
         except NotThere as error:
             raise Http404(str(error)) from None
         except RenderingError as error:
@@ -161,17 +164,27 @@ class Frames(DicomwebView):
             syntax = source.transfer_syntax_uid
             kind = FRAME_TYPES.get(syntax, OCTETS)
         part_type = f"{kind}; transfer-syntax={syntax}"
+        response: HttpResponseBase
         if not choice.multipart:
-            response = HttpResponse(contents[0], content_type=part_type)
+            response = HttpResponse(first, content_type=part_type)
         else:
             mark = multipart.boundary()
-            body = b"".join(multipart.write(((part_type, [content]) for content in contents), mark))
-            response = HttpResponse(
-                body,
-                content_type=f'multipart/related; type="{kind}"; transfer-syntax={syntax}; boundary={mark}',
-            )
+            contents = chain([first], _frames(source, numbers[1:], choice.decode))
+            body = multipart.write(((part_type, [content]) for content in contents), mark)
+            content_type = f'multipart/related; type="{kind}"; transfer-syntax={syntax}; boundary={mark}'
+            if len(numbers) == 1:
+                response = HttpResponse(b"".join(body), content_type=content_type)
+            else:
+                response = StreamingHttpResponse(body, content_type=content_type)
         response["Cache-Control"] = "private, max-age=3600"
         return response
+
+
+def _frames(source: Source, numbers: list[int], decode: bool) -> Iterator[bytes]:
+    if numbers:
+        with Stored(source) as stored:
+            for number in numbers:
+                yield stored.frame(number, decode=decode)
 
 
 class Bulkdata(DicomwebView):
