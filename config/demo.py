@@ -158,6 +158,7 @@ class Demo:
         self._say(f"A hospital morning with {self.patients} patients begins")
         seed = str(secrets.randbelow(1_000_000))
         told = ["--patients", str(self.patients), "--trouble", str(self.trouble), "--seed", seed, "--json"]
+        told += ["--unread", str(self.patients // 4)]  # something is left for whoever opens the reading list
         play = subprocess.Popen(
             [*self.manage, "rehearse", *told],
             stdin=subprocess.DEVNULL,

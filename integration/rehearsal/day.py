@@ -41,7 +41,8 @@ LOOK_SECONDS = 0.5
 @dataclass(frozen=True)
 class Options:
     """What `manage.py rehearse` is told. `pace`: seconds between two patients; `timeout`: the longest wait for
-    any one thing, and for the rest after the last scan; `slices`: images of a volume."""
+    any one thing, and for the rest after the last scan; `slices`: images of a volume; `unread`: studies that
+    stay on the reading list."""
 
     patients: int = 10
     trouble: float = 0.2
@@ -49,6 +50,7 @@ class Options:
     pace: float = 0.0
     timeout: float = 120.0
     slices: int = 24
+    unread: int = 0
     keep_going: bool = False
 
 
@@ -100,7 +102,7 @@ class Day:
         options = self.options
         self.began = now()
         self.script: Script = script.write(
-            options.patients, options.trouble, options.seed, to_site(self.began)
+            options.patients, options.trouble, options.seed, to_site(self.began), unread=options.unread
         )
         self.doors = Doors(self.stopping, options.timeout)
         self.his = His(self.doors, self.script.tag)
@@ -231,7 +233,7 @@ class Day:
             for scan in scans:
                 if scan.visit.fate is Fate.WAITS_FOR_CLERK and not self.stopping.is_set():
                     self.clerk.look_after(scan)
-            placers = {scan.visit.exam.placer: scan for scan in scans if scan.visit.exam}
+            placers = {s.visit.exam.placer: s for s in scans if s.visit.exam and s.visit.versions}
             for procedure_id, scan in self.radiologist.reading_list(placers):
                 self.radiologist.report(procedure_id, scan)
                 self.progress.reports = len({one.procedure_id for one in self.radiologist.log})

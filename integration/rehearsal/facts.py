@@ -433,10 +433,10 @@ def _count_reports(logs: Logs, database: _Database, summary: Summary) -> None:
     took = []
     for scan in logs.scans:
         exam = scan.visit.exam
-        if exam is None or scan.visit.fate not in (Fate.LINKS, Fate.WAITS_FOR_CLERK):
+        if exam is None:
             continue
         rows = sorted(database.versions[exam.placer], key=lambda v: v.number)
-        wanted = _statuses(scan.visit)
+        wanted = scan.visit.versions
         if [row.status for row in rows] != wanted[: len(rows)]:
             summary.wrong.append(f"the report of order {exam.placer} has other versions than were signed")
         if len(rows) < len(wanted):
@@ -467,12 +467,6 @@ def _count_reports(logs: Logs, database: _Database, summary: Summary) -> None:
         "delivered_again": sum(len(r) - 1 for c, r in received.items() if _kind(r[0]) == "ORU"),
         "latency_ms": latency(took),
     }
-
-
-def _statuses(visit: Visit) -> list[str]:
-    return (
-        (["PRELIMINARY"] if visit.preliminary else []) + ["FINAL"] + (["ADDENDED"] if visit.addendum else [])
-    )
 
 
 def _by_control_id(received: list[Received]) -> dict[str, list[Received]]:

@@ -114,13 +114,9 @@ class Radiologist:
         lesion = (scan.lesion.site, scan.lesion.diameter_mm) if scan.lesion else None
         findings, impression = report_of(exam.procedure, lesion, rng)
         self.doors.steadily(lambda: self._draft(procedure_id, findings, impression))
-        statuses = (
-            [ReportStatus.PRELIMINARY, ReportStatus.FINAL] if visit.preliminary else [ReportStatus.FINAL]
-        )
-        for number, status in enumerate(statuses, start=1):
-            self._sign(visit, procedure_id, number, status, impression)
-        if visit.addendum:
-            self._sign(visit, procedure_id, len(statuses) + 1, ReportStatus.ADDENDED, rng.choice(ADDENDA))
+        for number, status in enumerate(visit.versions, start=1):
+            text = rng.choice(ADDENDA) if status == ReportStatus.ADDENDED else impression
+            self._sign(visit, procedure_id, number, status, text)
         self.viewer.shown_by_fhir(scan)
         self.read.add(procedure_id)
 

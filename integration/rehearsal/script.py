@@ -61,6 +61,16 @@ class Visit:
     known_as: Person
     neighbour: Exam | None = None
     typed_accession: str = ""
+    left_unread: bool = False
+    """Nobody reads it: it stays on the reading list."""
+
+    @property
+    def versions(self) -> list[str]:
+        """The statuses of the report's versions, in order: what the radiologist signs."""
+        if self.left_unread or self.fate not in (Fate.LINKS, Fate.WAITS_FOR_CLERK):
+            return []
+        before, after = ["PRELIMINARY"] * self.preliminary, ["ADDENDED"] * self.addendum
+        return [*before, "FINAL", *after]
 
     @property
     def fate(self) -> Fate:
@@ -87,8 +97,11 @@ class Script:
             self.exams += [exam for exam in (visit.exam, visit.neighbour) if exam]
 
 
-def write(patients: int, trouble: float, seed: int, now: datetime, tag: str = "") -> Script:
-    """The script of `patients` people, of whom the share `trouble` has some. `now` is aware, on the site's clock."""
+def write(patients: int, trouble: float, seed: int, now: datetime, tag: str = "", unread: int = 0) -> Script:
+    """The script of `patients` people, of whom the share `trouble` has some. `now` is aware, on the site's clock.
+
+    Of those who come last and have no trouble, `unread` are left to whoever looks at the reading list afterwards.
+    """
     tag = tag or new_tag()
     rng = Random(seed)
     people = draw_people(rng, f"RH{tag}", now.date())
@@ -97,6 +110,9 @@ def write(patients: int, trouble: float, seed: int, now: datetime, tag: str = ""
     visits = []
     for number, kind in enumerate(troubles):
         visits.append(writer.visit(number, kind, next(people), people))
+    untroubled = [visit for visit in reversed(visits) if visit.trouble is Trouble.NONE]
+    for visit in untroubled[:unread]:
+        visit.left_unread = True
     return Script(tag, seed, visits)
 
 

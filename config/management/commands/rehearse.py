@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
+from dataclasses import fields
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -48,6 +49,9 @@ class Command(BaseCommand):
             "--slices", type=_count, default=24, metavar="N", help="images of a CT or MR volume (default 24)"
         )
         parser.add_argument(
+            "--unread", type=int, default=0, metavar="N", help="studies left on the reading list (default 0)"
+        )
+        parser.add_argument(
             "--keep-going",
             action="store_true",
             help="go on after a peer had to give up, instead of ending there",
@@ -65,12 +69,7 @@ class Command(BaseCommand):
         stopping = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopping.set())
-        wanted = Options(
-            **{
-                name: options[name]
-                for name in ("patients", "trouble", "seed", "pace", "timeout", "slices", "keep_going")
-            }
-        )
+        wanted = Options(**{field.name: options[field.name] for field in fields(Options)})
         ticker = Ticker(sys.stderr if options["json"] else sys.stdout)
         try:
             summary = run(wanted, say=ticker, stopping=stopping)

@@ -126,3 +126,14 @@ def test_a_report_speaks_of_the_lesion_or_of_none() -> None:
         assert "left lower lobe" in findings and "14 mm" in impression
         findings, impression = report_of(procedure, None, Random(2))
         assert "mm" not in findings and impression == procedure.healthy
+
+
+def test_studies_may_be_left_unread_and_their_reports_are_not_expected() -> None:
+    script = write(10, 0.4, 5, NOW, "AAAAAA", unread=2)
+    left = [visit for visit in script.visits if visit.left_unread]
+    assert len(left) == 2
+    assert all(visit.trouble is Trouble.NONE and visit.versions == [] for visit in left)
+    read = [visit for visit in script.visits if not visit.left_unread and visit.trouble is Trouble.NONE]
+    assert all("FINAL" in visit.versions for visit in read)
+    nobody = [v for v in script.visits if v.trouble in (Trouble.STRANGER, Trouble.CANCELLED)]
+    assert all(visit.versions == [] for visit in nobody)
