@@ -1,7 +1,10 @@
 """Senders that we did not write speak with our listener."""
 
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import hl7
 import pytest
@@ -9,7 +12,7 @@ from hl7.client import MLLPClient
 
 from integration.models import Message
 from ris.models import ImagingServiceRequest, Patient
-from tests.conftest import sample
+from tests.conftest import REPOSITORY, missing, require_peer, sample
 from tests.integration.hl7v2.making import adt, orm
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -55,3 +58,44 @@ def test_hl7apys_client_gets_its_acknowledgement(door):
     assert client.read().first("MSA").value(2) == "APY"
     client.close()
     assert Message.objects.get().state == "applied"
+
+
+@pytest.fixture(scope="module")
+def node_peers() -> Path:
+    """The folder of the JavaScript peers, with their packages installed; kept between runs, outside of the sources."""
+    require_peer("node")
+    npm = require_peer("npm")
+    home = REPOSITORY / "var" / "peers" / "hl7js"
+    home.mkdir(parents=True, exist_ok=True)
+    for path in (REPOSITORY / "tests" / "peers" / "hl7js").iterdir():
+        shutil.copy(path, home)
+    if not (home / "node_modules" / "simple-hl7").is_dir():
+        done = subprocess.run(
+            [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"],
+            cwd=home,
+            capture_output=True,
+            timeout=240,
+        )
+        if done.returncode:
+            missing("simple-hl7, node-hl7-client, @medplum/hl7", "npm install in tests/peers/hl7js")
+    return home
+
+
+@pytest.mark.parametrize("kind", ["simple-hl7", "@medplum/hl7", "node-hl7-client"])
+def test_javascript_clients_get_their_acknowledgements(kind, node_peers, door):
+    texts = [
+        adt(control_id="J1").decode(),
+        orm(accession="A1", control_id="J2").decode(),
+        orm(control="CA", placer="NOBODY", control_id="J3").decode(),
+    ]
+    done = subprocess.run(
+        [require_peer("node"), "send.js", kind, str(door.port)],
+        cwd=node_peers,
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [["AA", "J1"], ["AA", "J2"], ["AE", "J3"]]
+    assert ImagingServiceRequest.objects.get().accession_number == "A1"
