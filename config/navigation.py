@@ -39,6 +39,7 @@ PLACES = (
     Place("Patients", "admin:ris_patient_changelist", STAFF, icon="person"),
     Place("Orders", "admin:ris_imagingservicerequest_changelist", STAFF, icon="order"),
     Place("Schedule", "admin:ris_scheduledprocedurestep_changelist", (C, T, X), icon="schedule"),
+    Place("Why not?", "admin:worklist_worklistitem_why", (C, T, A, X), icon="search"),
     Place("Messages", "admin:integration_message_changelist", (C, A, X), icon="message"),
     Place("My reports", "portal:list", (F,), icon="read"),
     Place("Desk", "admin:index", STAFF, icon="desk"),

@@ -29,7 +29,7 @@ PEERS = {
     "npm": "apt-get install nodejs npm",
 }
 # What `make test` needs; benches and slow tests may ask for more.
-NEEDED = {"findscu": "dcmtk", "chromium": "chromium"}
+NEEDED = {"findscu": "dcmtk", "chromium": "chromium", "node": "nodejs", "npm": "npm"}
 
 
 def find(program: str) -> str | None:

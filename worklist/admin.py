@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import QuerySet
@@ -12,7 +13,7 @@ from common.desk import DefaultFilter, DeskAdmin, chip
 from common.templatetags.orderly import moment
 from pacs.dimse import status
 from pacs.matching import name_key
-from ris.models import ScheduledProcedureStep
+from ris.models import ImagingServiceRequest, ScheduledProcedureStep
 from worklist import explain
 from worklist.answers import SEPARATOR, parse
 from worklist.attributes import ALL
@@ -48,7 +49,7 @@ class WorklistItemAdmin(DeskAdmin):
 
     patient_data = "worklist"
     detail_template = "admin/worklist/item.html"
-    list_display = ("begin", "name", "patient_id", "accession_number", "modality", "stations", "state")
+    list_display = ("begin", "name", "number", "accession_number", "modality", "stations", "state")
     list_display_links = ("begin", "name")
     list_filter = (ShownFilter, "modality")
     search_fields = ("accession_number",)
@@ -83,6 +84,10 @@ class WorklistItemAdmin(DeskAdmin):
     def name(self, row: WorklistItem) -> str:
         return row.patient_name_search.replace("^", ", ", 1).replace("^", " ").title() or "–"
 
+    @admin.display(description="Patient ID", ordering="patient_id")
+    def number(self, row: WorklistItem) -> str:
+        return row.patient_id
+
     @admin.display(description="Station")
     def stations(self, row: WorklistItem) -> str:
         return ", ".join(row.scheduled_station_ae_titles) or "any"
@@ -102,7 +107,9 @@ class WorklistItemAdmin(DeskAdmin):
 
     def why(self, request: HttpRequest) -> HttpResponse:
         """Why an order is not on a scanner. Asked by POST: an accession number is no part of an address."""
-        accession = request.POST.get("accession", "").strip()[:200]
+        accession = request.POST.get("accession", "").strip()[:200] or _accession_of(
+            request.GET.get("order", "")
+        )
         ae_title = request.POST.get("ae", "").strip()[:16]
         said = None
         if request.method == "POST" and accession and ae_title:
@@ -119,6 +126,15 @@ class WorklistItemAdmin(DeskAdmin):
             titles=list(titles[:200]),
             said=said,
         )
+
+
+def _accession_of(order_id: str) -> str:
+    """The number to ask about, for a link from an order's page."""
+    try:
+        order = ImagingServiceRequest.objects.filter(pk=UUID(order_id)).first()
+    except ValueError:
+        return ""
+    return (order.accession_number or order.placer_order_number or order.filler_order_number) if order else ""
 
 
 def _words(vr: str, value: bytes) -> str:
@@ -142,8 +158,8 @@ class QueryLogAdmin(DeskAdmin):
 
     patient_data = "worklist query"
     detail_template = "admin/worklist/query.html"
-    list_display = ("last", "ae_title", "asked", "count", "times", "took", "state")
-    list_display_links = ("last", "ae_title")
+    list_display = ("last", "scanner", "asked", "answers", "times", "took", "state")
+    list_display_links = ("last", "scanner")
     list_filter = ("ae_title",)
     search_fields = ("ae_title",)
     search_help_text = "AE title"
@@ -159,6 +175,14 @@ class QueryLogAdmin(DeskAdmin):
     @admin.display(description="Last asked", ordering="last_at")
     def last(self, row: QueryLog) -> str:
         return moment(row.last_at)
+
+    @admin.display(description="Scanner", ordering="ae_title")
+    def scanner(self, row: QueryLog) -> str:
+        return row.ae_title
+
+    @admin.display(description="Answers", ordering="count")
+    def answers(self, row: QueryLog) -> int:
+        return row.count
 
     @admin.display(description="Keys")
     def asked(self, row: QueryLog) -> str:

@@ -64,7 +64,7 @@ class Replay:
     @property
     def told(self) -> str:
         """The query's keys in words."""
-        return ", ".join(f"{name} {key}" for name, key in self.log.keys) or "everything"
+        return ", ".join(f"{name.rpartition(' > ')[2]} {key}" for name, key in self.log.keys) or "everything"
 
 
 @dataclass

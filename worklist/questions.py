@@ -268,6 +268,10 @@ def _tests_of(entry: Entry, key: str | Sequence[Keys], profile: Profile, questio
         return []
     if text == "*" and entry.kind is Matching.SINGLE and not profile.strict:
         return []
+    if entry.kind is Matching.NUMBER and text == "0" and not profile.strict:
+        # Some clients cannot write an empty number; no status that we match is 0 (PS3.3 C.7.2.2, Pregnancy Status).
+        question.notes.append(f"{entry.keyword}: 0 read as empty")
+        return []
     wild = profile.wildcards and entry.tag in _WITH_WILDCARDS and ("*" in text or "?" in text)
     if entry.array:
         return _array_tests(entry, text, wild, profile, question)

@@ -90,6 +90,8 @@ ALL = ["A1", "A2", "A3", "A4", "A5"]
         ({"RequestedProcedurePriority": "ROUTINE"}, ALL),
         ({"RequestedProcedureDescription": "CT*exam"}, ALL),
         ({"MedicalAlerts": "Pacemaker"}, []),
+        ({"PregnancyStatus": 4}, []),
+        ({"PregnancyStatus": 0}, ALL),
         # names
         ({"PatientName": "MEYER^ANNA"}, ["A1", "A2"]),
         ({"PatientName": "meyer^anna^^"}, ["A1", "A2"]),
