@@ -19,17 +19,20 @@ PEERS = {
     "dcmdump": DCMTK,
     "dcmodify": DCMTK,
     "dcmconv": DCMTK,
+    "dcmcjpeg": DCMTK,
+    "dcmdjpeg": DCMTK,
     "dump2dcm": DCMTK,
     "termscu": DCMTK,
     "wlmscpfs": DCMTK,
     "chromium": "apt-get install chromium",
     "strace": "apt-get install strace",
+    "dciodvfy": "apt-get install dicom3tools",
     "Orthanc": "apt-get install orthanc",
     "node": "apt-get install nodejs npm",
     "npm": "apt-get install nodejs npm",
 }
 # What `make test` needs; benches and slow tests may ask for more.
-NEEDED = {"findscu": "dcmtk", "chromium": "chromium", "node": "nodejs", "npm": "npm"}
+NEEDED = {"findscu": "dcmtk", "dciodvfy": "dicom3tools", "chromium": "chromium", "node": "nodejs", "npm": "npm"}
 
 
 def find(program: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from datetime import datetime
 from itertools import count
@@ -14,6 +13,7 @@ from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
 from integration.rehearsal.phantoms import PhantomStudy, Protocol, region_of, scan
+from tests.conftest import require_peer
 
 AT = datetime(2026, 11, 21, 9, 30)
 SMALL = Protocol(slices=6, size=128, frames=3)
@@ -153,9 +153,8 @@ def test_words_of_a_procedure_name_its_region() -> None:
 
 @pytest.mark.parametrize(("modality", "description"), MODALITIES)
 def test_a_validator_of_others_finds_no_error(modality: str, description: str, tmp_path: Path) -> None:
-    if not shutil.which("dciodvfy"):
-        pytest.skip("needs dciodvfy: apt-get install dicom3tools")
+    validator = require_peer("dciodvfy")
     path = tmp_path / "image.dcm"
     dcmwrite(path, scanned(modality, description).images[0], enforce_file_format=True)
-    told = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True).stderr
+    told = subprocess.run([validator, "-new", path], capture_output=True, text=True).stderr
     assert [line for line in told.splitlines() if line.startswith("Error")] == []
