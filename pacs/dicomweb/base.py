@@ -71,7 +71,7 @@ class NotAcceptable(APIException):
 class DicomwebView(APIView):
     """A resource. `roles` opens the door; `sources` and `studies` see only the caller's scope."""
 
-    authentication_classes = (SameOriginSession, BearerAuthentication)
+    authentication_classes = (BearerAuthentication, SameOriginSession)
     permission_classes = (RolePermission,)
     content_negotiation_class = TakesAnything
     renderer_classes = (JSONRenderer,)
