@@ -175,6 +175,8 @@ class Day:
                 line.put(None)
 
     def _attempt(self, visit: Visit, step: Callable[[Visit], None]) -> None:
+        if self.stopping.is_set():
+            raise Stopped()
         try:
             step(visit)
         except GaveUp as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine import Engine
+from tests.engine import REPOSITORY, Engine
 
 SMALL = ("--slices", "3", "--timeout", "90", "--json")
 
@@ -17,7 +18,9 @@ SMALL = ("--slices", "3", "--timeout", "90", "--json")
 @pytest.fixture(scope="module")
 def troubled(live_engine: Engine) -> dict[str, Any]:
     """The summary of a morning in which each kind of trouble happens to one of six patients."""
-    done = live_engine.manage("rehearse", "--patients", "6", "--trouble", "1", "--seed", "4", *SMALL, timeout=280)
+    done = live_engine.manage(
+        "rehearse", "--patients", "6", "--trouble", "1", "--seed", "4", *SMALL, timeout=280
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -57,7 +60,16 @@ def test_reports_and_status_reach_the_his_and_fhir(troubled: dict[str, Any]) -> 
 
 
 def test_each_count_has_its_median_and_worst_latency(troubled: dict[str, Any]) -> None:
-    for part in ("messages", "worklist", "instances", "studies", "viewing", "reports", "order_status", "fhir"):
+    for part in (
+        "messages",
+        "worklist",
+        "instances",
+        "studies",
+        "viewing",
+        "reports",
+        "order_status",
+        "fhir",
+    ):
         found = troubled[part]["latency_ms"]
         assert 0 < found["median"] <= found["worst"], part
 
@@ -77,11 +89,38 @@ def test_the_stage_is_cleared_afterwards(live_engine: Engine, troubled: dict[str
 def test_a_second_morning_with_the_same_seed_adds_up_on_the_same_database(
     live_engine: Engine, troubled: dict[str, Any]
 ) -> None:
-    done = live_engine.manage("rehearse", "--patients", "2", "--trouble", "0", "--seed", "4", *SMALL, timeout=280)
+    done = live_engine.manage(
+        "rehearse", "--patients", "2", "--trouble", "0", "--seed", "4", *SMALL, timeout=280
+    )
     again = json.loads(done.stdout.splitlines()[-1])
     assert again["problems"] == []
     assert again["rehearsal"]["run"] != troubled["rehearsal"]["run"]
     assert again["studies"]["linked_by"] == {"study_instance_uid": 2}
+
+
+def test_a_rehearsal_that_is_told_to_stop_clears_the_stage_and_the_worklist(live_engine: Engine) -> None:
+    rows = live_engine.rows
+    words = ["--patients", "30", "--pace", "0.5", "--slices", "3"]
+    morning = subprocess.Popen(
+        [sys.executable, "manage.py", "rehearse", *words],
+        cwd=REPOSITORY,
+        env=live_engine.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        live_engine.wait_for(
+            lambda: rows("SELECT count(*) FROM worklist_worklistitem WHERE waiting")[0][0], 60
+        )
+        morning.terminate()
+        said, _ = morning.communicate(timeout=60)
+    finally:
+        morning.kill()
+    assert morning.returncode == 1
+    assert "was stopped" in said
+    assert rows("SELECT count(*) FROM worklist_worklistitem WHERE waiting") == [(0,)]
+    assert rows("SELECT count(*) FROM pacs_applicationentity WHERE temporary") == [(0,)]
 
 
 def test_a_live_site_is_refused(live_engine: Engine, tmp_path: Path) -> None:
@@ -99,6 +138,8 @@ def test_a_live_site_is_refused(live_engine: Engine, tmp_path: Path) -> None:
 
 
 def test_without_an_engine_it_says_how_to_start_one(engine: Engine) -> None:
-    refused: subprocess.CompletedProcess[str] = engine.manage("rehearse", "--patients", "1", check=False, timeout=120)
+    refused: subprocess.CompletedProcess[str] = engine.manage(
+        "rehearse", "--patients", "1", check=False, timeout=120
+    )
     assert refused.returncode == 1
     assert "manage.py serve" in refused.stderr
