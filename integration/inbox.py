@@ -288,7 +288,7 @@ def _apply_now(head: Head, unit: Unit, row: Message) -> None:
             translate.refuse_unknown(head.message)
         row.state = State.KEPT
         return
-    _carry_out(translated, unit, row)
+    carry_out(translated, unit, row)
     nothing = not (row.patient_ids or row.request_ids)
     row.state, row.applied_at = (State.KEPT, None) if nothing else (State.APPLIED, now())
 
@@ -346,7 +346,7 @@ _SERVICES: dict[type, Callable[[Any, Unit], Applied]] = {
 }
 
 
-def _carry_out(translated: translate.Translated, unit: Unit, row: Message) -> None:
+def carry_out(translated: translate.Translated, unit: Unit, row: Message) -> None:
     """Hand the commands to `ris`, in order, and note what they did. Raises Refused with the place."""
     commands = translated.commands
     if (
@@ -580,7 +580,7 @@ def apply_bytes(row: Message, unit: Unit, profile: Profile | None = None) -> boo
     translate.check_header(message, head)
     translated = translate.translate(head)
     if translated is not None:
-        _carry_out(translated, unit, row)
+        carry_out(translated, unit, row)
     row.warnings = [*row.warnings, *head.warnings]
     return translated is not None
 

@@ -138,7 +138,7 @@ POLICIES: dict[str, Policy] = {
     "unknown_type": Policy("keep", ("keep", "refuse"), "a type we do not apply: kept (AA), or refused (AR 200/201)"),
     "results": Policy("keep", ("keep", "file"), "reports (ORU, MDM): kept, or filed as versions of the order's report"),
     "unknown_order": Policy("refuse", ("refuse", "create", "ignore"), "change or cancel of an order nobody knows"),
-    "start": Policy("wait", ("wait", "now"), "an order without a start waits for a clerk, or starts on arrival"),
+    "missing_start": Policy("wait", ("wait", "now"), "an order without a start waits for a clerk, or is now"),
     "null": Policy("delete", ("delete", "ignore"), 'what `""` means'),
     "empty": Policy("keep", ("keep", "delete"), "what an empty field in an ADT means; `delete` for full-state feeds"),
     "reused_control_id": Policy("warn", ("warn", "refuse"), "an MSH-10 seen before with other content"),

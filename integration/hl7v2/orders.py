@@ -174,7 +174,7 @@ def _policy(head: Head) -> OrderPolicy:
     word = head.profile.fields["accession_number"].word or "refuse"
     return OrderPolicy(
         accession_number="refuse" if word == "none" else word,
-        start=head.profile["start"],
+        start=head.profile["missing_start"],
         unknown_order=head.profile["unknown_order"],
     )
 
