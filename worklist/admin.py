@@ -99,7 +99,7 @@ class WorklistItemAdmin(DeskAdmin):
     def detail(self, request: HttpRequest, row: WorklistItem) -> dict[str, Any]:
         elements = [
             (_NAMES.get(tag, f"{tag:08X}"), vr, _words(vr, value))
-            for part in bytes(row.answer).split(SEPARATOR)
+            for part in sorted(bytes(row.answer).split(SEPARATOR), key=_place)
             if part
             for tag, vr, value in parse(part)
         ]
@@ -126,6 +126,11 @@ class WorklistItemAdmin(DeskAdmin):
             titles=list(titles[:200]),
             said=said,
         )
+
+
+def _place(part: bytes) -> tuple[bytes, bytes]:
+    """Group and number of an element, as they are ordered."""
+    return part[1::-1], part[3:1:-1]
 
 
 def _accession_of(order_id: str) -> str:

@@ -23,8 +23,11 @@ from typing import Any
 
 from common.clock import to_site
 from pacs.dimse.registry import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+from ris.models import ScheduledProcedureStep
 from worklist import charsets
 from worklist.attributes import (
+    IN_DETAILS,
+    IN_ROWS,
     INNER_BY_TAG,
     OUTER_BY_TAG,
     SCHEDULED_PROCEDURE_STEP_SEQUENCE,
@@ -74,7 +77,7 @@ class Withheld(Exception):
 def fit(entry: Entry, text: str) -> tuple[str, bool]:
     """One value as DICOM can carry it, and whether it had to be changed. Raises Withheld."""
     vr = entry.vr
-    clean = _clean(text, vr)
+    clean = text.strip() if text.isprintable() and "\\" not in text else _clean(text, vr)
     pattern = _PATTERNS.get(vr)
     if vr == "CS":
         clean = clean.upper()
@@ -157,10 +160,14 @@ class Encoded:
 def encode(facts: Facts) -> Encoded:
     """Everything a scanner may be told about a step, encoded; see the module's rule for what does not fit."""
     result = Encoded(b"", True, [], "", {}, {})
-    elements = []
-    for entry in (*OUTER_BY_TAG.values(), *INNER_BY_TAG.values()):
+    elements = _encode_start(facts.step, result)
+    raws = [(entry, entry.source(facts)) for entry in IN_ROWS]
+    raws += [(IN_DETAILS[name], value) for name, value in facts.details().items() if name in IN_DETAILS]
+    for entry, raw in raws:
+        if raw is None or raw == "" or raw == []:
+            continue
         try:
-            found = _encode_entry(entry, facts, result)
+            found = _encode_entry(entry, raw, result)
         except Withheld as reason:
             result.withheld = result.withheld or str(reason)
             continue
@@ -170,10 +177,7 @@ def encode(facts: Facts) -> Encoded:
     return result
 
 
-def _encode_entry(entry: Entry, facts: Facts, result: Encoded) -> bytes:
-    if entry.tag in (START_DATE, START_TIME):
-        return _encode_start(entry, facts, result)
-    raw = entry.source(facts)
+def _encode_entry(entry: Entry, raw: Any, result: Encoded) -> bytes:
     if entry.vr == "SQ":
         return _encode_sequence(entry, raw or [], result)
     if entry.vr == "US":
@@ -206,13 +210,12 @@ def _text_element(tag: int, vr: str, text: str, result: Encoded) -> bytes:
     return element(tag, vr, text.encode("utf-8"))
 
 
-def _encode_start(entry: Entry, facts: Facts, result: Encoded) -> bytes:
-    start = facts.step.start
-    if start is None:
-        return b""
-    text = start_texts(start, facts.step.start_has_time, None)[entry.tag == START_TIME]
-    result.values[entry.tag] = [text]
-    return element(entry.tag, entry.vr, text.encode())
+def _encode_start(step: ScheduledProcedureStep, result: Encoded) -> list[bytes]:
+    if step.start is None:
+        return []
+    day, clock = start_texts(step.start, step.start_has_time, None)
+    result.values[START_DATE], result.values[START_TIME] = [day], [clock]
+    return [element(START_DATE, "DA", day.encode()), element(START_TIME, "TM", clock.encode())]
 
 
 def start_texts(start: datetime, has_time: bool, zone: tzinfo | None) -> tuple[str, str]:

@@ -41,11 +41,16 @@ class Facts:
 
     def detail(self, name: str) -> Any:
         """An attribute without a column of its own in `ris`, from the innermost row that has it; "" if none."""
-        for row in (self.procedure, self.request, self.patient):
-            value = row.details.get(name)
-            if value not in (None, "", [], {}):
-                return value
-        return ""
+        return self.details().get(name, "")
+
+    def details(self) -> dict[str, Any]:
+        """All attributes without a column of their own that have a value; those of the innermost row count."""
+        found: dict[str, Any] = {}
+        for row in (self.patient, self.request, self.procedure):
+            for name, value in row.details.items():
+                if value not in (None, "", [], {}):
+                    found[name] = value
+        return found
 
 
 Source = Callable[[Facts], Any]
@@ -71,11 +76,10 @@ class Entry:
     needed: bool = False
     """A scanner cannot work without it: an item whose own does not fit its VR is withheld, with the reason."""
     items: tuple[Entry, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The keyword as we spell attributes: snake_case."""
-        return snake_case(self.keyword)
+    name: str = ""
+    """The keyword as we spell attributes: snake_case."""
+    detail: bool = False
+    """Its value stands among the details of procedure, order or patient."""
 
 
 def snake_case(keyword: str) -> str:
@@ -113,6 +117,8 @@ def _entry(
         identifier or needed,
         needed,
         tuple(items),
+        name,
+        not source,
     )
 
 
@@ -442,4 +448,6 @@ INNER: tuple[Entry, ...] = (
 
 OUTER_BY_TAG: Mapping[int, Entry] = {e.tag: e for e in sorted(OUTER, key=lambda e: e.tag)}
 INNER_BY_TAG: Mapping[int, Entry] = {e.tag: e for e in sorted(INNER, key=lambda e: e.tag)}
+IN_ROWS: tuple[Entry, ...] = tuple(e for e in (*OUTER, *INNER) if not e.detail)
+IN_DETAILS: Mapping[str, Entry] = {e.name: e for e in OUTER if e.detail}
 ALL: tuple[Entry, ...] = (*OUTER_BY_TAG.values(), *INNER_BY_TAG.values())

@@ -19,11 +19,8 @@ from pacs.matching import Matching, name_keys, text_key
 from ris.events import OrderChanged, PatientChanged, PatientsMerged, StepMoved
 from ris.models import (
     ImagingServiceRequest,
-    Patient,
     PatientIdentifier,
-    RequestedProcedure,
     ScheduledProcedureStep,
-    Visit,
 )
 from ris.transitions import ON_WORKLIST, TERMINAL
 from worklist import answers
@@ -42,52 +39,52 @@ def item_of(facts: Facts) -> WorklistItem:
         withheld = "The step has no start yet: it waits to be scheduled."
     if not withheld and not facts.identifiers:
         withheld = "The patient has no identifier, and a scanner cannot work without a Patient ID."
-    item = WorklistItem(
-        step_id=step.id,
-        patient_row=facts.patient.id,
-        request_row=facts.request.id,
-        waiting=step.status in ON_WORKLIST and not withheld,
-        withheld=withheld[:300],
-        adapted=encoded.adapted,
-        status=step.status,
-        start=step.start,
-        start_has_time=step.start_has_time,
-        ascii=encoded.ascii,
-        answer=encoded.answer,
-        updated_at=now(),
+    columns: dict[str, Any] = {}
+    for tag, values in encoded.values.items():
+        if _BY_TAG[tag].columns:
+            _fill_keys(_BY_TAG[tag], values, columns)
+    for tag, items in encoded.items.items():
+        for inner in _BY_TAG[tag].items:
+            if inner.columns:
+                found = [text_key(i[inner.name]) for i in items if inner.name in i]
+                columns[inner.columns[0]] = found if inner.array else found[0] if found else ""
+    return WorklistItem(
+        **{
+            **columns,
+            "step_id": step.id,
+            "patient_row": facts.patient.id,
+            "request_row": facts.request.id,
+            "waiting": step.status in ON_WORKLIST and not withheld,
+            "withheld": withheld[:300],
+            "adapted": encoded.adapted,
+            "status": step.status,
+            "start": step.start,
+            "start_has_time": step.start_has_time,
+            "ascii": encoded.ascii,
+            "answer": encoded.answer,
+            "updated_at": now(),
+        }
     )
-    for entry in ALL:
-        if entry.kind is Matching.SEQUENCE:
-            _set_item_keys(item, entry, encoded.items.get(entry.tag, []))
-        elif entry.columns:
-            _set_keys(item, entry, encoded.values.get(entry.tag, []))
-    return item
 
 
-def _set_keys(item: WorklistItem, entry: Entry, values: list[str]) -> None:
+_BY_TAG = {entry.tag: entry for entry in ALL}
+
+
+def _fill_keys(entry: Entry, values: list[str], columns: dict[str, Any]) -> None:
     """Fill an attribute's match columns with the normal form of what is answered."""
-    first = values[0] if values else ""
+    first = values[0]
     if entry.kind is Matching.NAME:
-        for column, key in zip(entry.columns, name_keys(first), strict=False):
-            setattr(item, column, key)
+        columns.update(zip(entry.columns, name_keys(first), strict=False))
     elif entry.kind is Matching.DATE:
-        item.start_date = date(int(first[:4]), int(first[4:6]), int(first[6:])) if first else None
+        columns[entry.columns[0]] = date(int(first[:4]), int(first[4:6]), int(first[6:]))
     elif entry.kind is Matching.TIME:
-        item.start_time = time(int(first[:2]), int(first[2:4]), int(first[4:6])) if first else None
+        columns[entry.columns[0]] = time(int(first[:2]), int(first[2:4]), int(first[4:6]))
     elif entry.kind is Matching.NUMBER:
-        setattr(item, entry.columns[0], int(first) if first else None)
+        columns[entry.columns[0]] = int(first)
     elif entry.array:
-        setattr(item, entry.columns[0], [text_key(v) for v in values])
+        columns[entry.columns[0]] = [text_key(v) for v in values]
     else:
-        setattr(item, entry.columns[0], text_key(first))
-
-
-def _set_item_keys(item: WorklistItem, entry: Entry, items: list[dict[str, str]]) -> None:
-    for inner in entry.items:
-        if not inner.columns:
-            continue
-        values = [text_key(i[inner.name]) for i in items if inner.name in i]
-        setattr(item, inner.columns[0], values if inner.array else values[0] if values else "")
+        columns[entry.columns[0]] = text_key(first)
 
 
 # -- handlers: who hears what stands in integration/wiring.py
@@ -210,22 +207,10 @@ def _store(steps: list[ScheduledProcedureStep]) -> int:
         unit = Unit("system:worklist")
         for step in fresh:
             request = step.procedure.request
-            unit.save(
-                item_of(_facts(step, step.procedure, request, request.patient, identifiers, request.visit))
-            )
+            own = tuple(identifiers.get(request.patient_id, ()))
+            unit.save(item_of(Facts(step, step.procedure, request, request.patient, own, request.visit)))
         unit.flush()
     return len(fresh)
-
-
-def _facts(
-    step: ScheduledProcedureStep,
-    procedure: RequestedProcedure,
-    request: ImagingServiceRequest,
-    patient: Patient,
-    identifiers: dict[UUID, list[PatientIdentifier]],
-    visit: Visit | None,
-) -> Facts:
-    return Facts(step, procedure, request, patient, tuple(identifiers.get(patient.id, ())), visit)
 
 
 def prune(keep_days: int = 30) -> int:
