@@ -449,6 +449,8 @@ class _Work:
     def _end(self, group: OrderGroup, request: ImagingServiceRequest) -> None:
         """Cancel, discontinue, hold or release everything that the group's keys reach."""
         self._move_all(request, group, _ENDING[group.action])
+        if self.command.facts_at and not self._is_stale(request):
+            request.facts_at = self.command.facts_at  # an older NW or XO that comes late does not reopen it
         self._touch(request)
 
     def _move_all(self, request: ImagingServiceRequest, group: OrderGroup, target: str) -> None:
