@@ -56,6 +56,7 @@ class Child:
         self.due = 0.0
         self.beaten: float | None = None
         self.last_exit: int | None = None
+        self.renewing = False  # told to end so that it starts with new settings
         self.changed_at = self.down_since = datetime.now(UTC)
 
     def become(self, state: str) -> None:
@@ -100,6 +101,7 @@ class Supervisor:
         self.on_ready = on_ready
         self.started_at = datetime.now(UTC)
         self._stop_signals = 0
+        self._renewals: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self._lifeline = os.pipe()  # children hold the reading end; it ends when we do
         self._wakeup = socket.socketpair()
@@ -116,6 +118,7 @@ class Supervisor:
                 self._wait(TICK)
                 self._reap()
                 self._find_the_hung()
+                self._renew_the_next()
                 if self.tend:
                     self._tended = self.tend()
         finally:
@@ -125,6 +128,10 @@ class Supervisor:
     def stop(self) -> None:
         """Ask for the end; a second time, do not wait for children to drain."""
         self._stop_signals += 1
+
+    def renew(self) -> None:
+        """Start every process again, one after the other, so that each takes the settings of now (SIGHUP)."""
+        self._renewals = list(self.children)
 
     # -- starting
 
@@ -170,6 +177,7 @@ class Supervisor:
         self._selector.register(self._wakeup[0], selectors.EVENT_READ, None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
+        signal.signal(signal.SIGHUP, lambda *_: self.renew())
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake the loop
 
     def _wait(self, seconds: float) -> None:
@@ -207,6 +215,11 @@ class Supervisor:
             child.early_deaths = 0 if lived > HEALTHY_AFTER else child.early_deaths + 1
             delay = min(FIRST_DELAY * 2 ** max(child.early_deaths - 1, 0), LONGEST_DELAY)
             child.popen = None
+            if child.renewing:
+                child.renewing, child.early_deaths, child.due = False, 0, 0.0
+                child.become("waiting")
+                log.info("%s ended as it was told; started again", child.process.name)
+                continue
             child.last_exit = code
             child.restarts += 1
             child.due = time.monotonic() + delay
@@ -219,6 +232,18 @@ class Supervisor:
                 log.error("%s gave no sign of life for %.0f s; it is killed", child.process.name, SILENCE)
                 child.beaten = None
                 self._end_group(child, signal.SIGKILL)
+            elif child.renewing and (datetime.now(UTC) - child.changed_at).total_seconds() > STOP_SECONDS:
+                log.warning("%s did not end within %.0f s; it is killed", child.process.name, STOP_SECONDS)
+                self._end_group(child, signal.SIGKILL)
+
+    def _renew_the_next(self) -> None:
+        """Tell one process to end; the next one's turn comes when all are ready again."""
+        if self._renewals and all(child.state == "ready" for child in self.children):
+            child = self._renewals.pop(0)
+            child.renewing = True
+            child.become("stopping")
+            if child.popen:
+                child.popen.send_signal(signal.SIGTERM)
 
     def _note(self) -> None:
         """Write run.json when something changed; readers see the old file or the new one, whole."""

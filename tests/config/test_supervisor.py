@@ -165,3 +165,13 @@ def test_what_a_dead_child_had_forked_goes_with_it(supervise: Any) -> None:
     os.kill(first, signal.SIGKILL)
     watched.wait_ready("forking", not_pid=first)
     watched.wait(lambda: gone(forked))
+
+
+def test_sighup_starts_every_child_anew_and_counts_no_death(supervise: Any) -> None:
+    watched = supervise("steady", "deaf")
+    first = {name: watched.wait_ready(name) for name in ("steady", "deaf")}
+    watched.popen.send_signal(signal.SIGHUP)
+    for name, pid in first.items():
+        watched.wait_ready(name, not_pid=pid)
+        assert gone(pid)
+    assert [watched.child(name)["restarts"] for name in first] == [0, 0]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from common.models import Site
+from common.process import read_run_file
 from config.site import SiteError, dump, load
 
 
@@ -22,6 +27,7 @@ class Command(BaseCommand):
         if options["action"] == "dump":
             self._dump(options["file"])
             return
+        before = _read_at_start()
         try:
             done = load(options["file"])
         except SiteError as trouble:
@@ -31,10 +37,22 @@ class Command(BaseCommand):
                 self.stdout.write(
                     f"{section}: {count.created} new, {count.changed} changed, {count.unchanged} as they were"
                 )
-            self.stdout.write("Time zone and UID root apply to processes started from now on.")
+        running = read_run_file(settings.DATA_DIR)
+        if running and _read_at_start() != before:
+            os.kill(running["pid"], signal.SIGHUP)
+            if options["verbosity"]:
+                self.stdout.write(
+                    "Time zone or UID root changed: the running processes start again, one by one."
+                )
 
     def _dump(self, path: Path) -> None:
         if str(path) == "-":
             self.stdout.write(dump(), ending="")
         else:
             path.write_text(dump(), encoding="utf-8")
+
+
+def _read_at_start() -> tuple[str, str]:
+    """What a process reads only when it starts."""
+    site = Site.objects.first() or Site()
+    return site.timezone, site.uid_root
