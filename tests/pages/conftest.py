@@ -8,23 +8,7 @@ from typing import Any
 import pytest
 
 from tests import factories as make
-from tests.conftest import require_peer
 from tests.pages.morning import Morning, begin
-
-# Playwright runs an event loop in this thread; Django then refuses its ORM, though nothing here is asynchronous.
-os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless browser."""
-    from playwright.sync_api import sync_playwright
-
-    path = require_peer("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

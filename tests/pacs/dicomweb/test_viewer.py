@@ -15,11 +15,7 @@ from pydicom.dataset import Dataset
 from common.models import AuditEvent
 from integration.rehearsal.phantoms import Protocol, scan
 from pacs.models import Study
-from tests.conftest import require_peer
 from tests.pacs.dicomweb.conftest import Archive
-
-# Playwright runs an event loop in this thread; Django then refuses its ORM, though nothing here is asynchronous.
-os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
 
 
 def phantom(modality: str, uid: str = "1.2.7", **protocol: int) -> list[Dataset]:
@@ -74,17 +70,6 @@ def test_opening_a_study_leaves_an_audit_row(archive: Archive, reader: Client) -
 
 
 # --- In a browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    path = require_peer("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
