@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from django.db.models import Count, Min
 
 from common.metrics import Labelled, Waiting, gauge, queue
+from integration import search
 from integration.models import Message, OutboxItem
 
 
@@ -18,6 +19,11 @@ def messages() -> Iterable[Labelled]:
 def outbox_items() -> Iterable[Labelled]:
     found = OutboxItem.objects.order_by().values_list("destination__name", "state").annotate(n=Count("pk"))
     return [((name, state), n) for name, state, n in found]
+
+
+@gauge("orderly_messages_unindexed", "Messages whose words cannot be searched for yet")
+def unindexed() -> float:
+    return search.waiting()
 
 
 @queue("inbox", "Messages that are not applied", late_after=900)

@@ -298,6 +298,11 @@ def all_sources() -> list[tuple[Source, Profile]]:
     return found
 
 
+def profile_of(source_id: int | None) -> Profile:
+    """The present profile of an enabled source, for reading what it sent before; of nobody known, the defaults."""
+    return next((profile for source, profile in all_sources() if source.pk == source_id), DEFAULT)
+
+
 def forget() -> None:
     """Read the sources again at the next question (after an edit, in tests)."""
     global _cache

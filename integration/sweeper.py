@@ -20,7 +20,7 @@ from common import alerts, metrics
 from common.clock import now, to_site
 from common.models import Alert, Site
 from common.process import Context
-from integration import delivery, inbox, tasks
+from integration import delivery, inbox, retention, search, tasks
 from integration.models import Destination, OutboxItem
 from worklist import projection, querylog
 
@@ -55,6 +55,7 @@ class Sweeper:
         self._rung: dict[int, float] = {}
         self._aged = 0.0
         self._kept_house = time.monotonic()
+        self._pruning = True
         self._own_workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweeper-drain")
         self._draining: set[int] = set()
 
@@ -63,12 +64,16 @@ class Sweeper:
         try:
             self.ring_due()
             inbox.apply_waiting()
+            search.index_new()
             if time.monotonic() - self._aged >= _AGES_SECONDS:
                 self._aged = time.monotonic()
                 check_ages()
             if time.monotonic() - self._kept_house >= _HOUSE_SECONDS:
                 self._kept_house = time.monotonic()
                 keep_house()
+                self._pruning = True
+            if self._pruning:  # a little at each tick, until nothing is due
+                self._pruning = sum(retention.prune(0.3)) >= retention.BATCH
         except Exception:
             logger.exception("a sweep failed; the next one is in %s s", TICK_SECONDS)
         finally:
