@@ -173,7 +173,8 @@ class Scanner:
             "RequestedProcedureID": (item.get("RequestedProcedureID"), exam.procedure_id),
             "ScheduledProcedureStepID": (step.get("ScheduledProcedureStepID"), exam.step_id),
             "Modality": (step.get("Modality"), exam.station.modality),
-            "ScheduledStationAETitle": (step.get("ScheduledStationAETitle"), exam.station.ae_title),
+            # An order without a title is for every scanner of its modality: the site's own stand beside ours.
+            "ScheduledStationAETitle": (_among(step, exam.station.ae_title), exam.station.ae_title),
         }
         for keyword, (told, ordered) in expected.items():
             if ordered and str(told or "").rstrip("=^") != ordered:
@@ -365,6 +366,13 @@ def _at_the_console(answer: Dataset, visit: Visit, identity: Person | None) -> D
 
 
 # -- MPPS data sets (PS3.4 table F.7.2-1)
+
+
+def _among(step: Dataset, title: str) -> str:
+    """The title, if the step is for this station; else what it is for."""
+    titles = step.get("ScheduledStationAETitle") or ""
+    told = [titles] if isinstance(titles, str) else list(titles)
+    return title if title in told else "\\".join(told)
 
 
 def _in_progress(
