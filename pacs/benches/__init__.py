@@ -1,0 +1,1 @@
+"""What the archive is measured with: `manage.py bench store`."""
