@@ -325,7 +325,9 @@ def test_a_study_whose_hearers_fail_holds_up_no_other_and_raises_an_alert(
     assert not Alert.objects.filter(recovered_at=None).exists()
 
 
-@pytest.mark.parametrize(("charset", "text"), [("ISO_IR 192", "Schädel nativ, 頭部"), ("ISO_IR 144", "Череп")])
+@pytest.mark.parametrize(
+    ("charset", "text"), [("ISO_IR 192", "Schädel nativ, 頭部"), ("ISO_IR 144", "Череп")]
+)
 def test_texts_inside_sequences_are_read_in_the_character_set_of_the_data_set(
     spooled: Any, charset: str, text: str
 ) -> None:
