@@ -1,5 +1,6 @@
 """The base of rows with an id of our own making, which remember what they were when they were read."""
 
+from functools import cache
 from typing import Any
 
 from django.db import models
@@ -25,12 +26,17 @@ class Row(models.Model):
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """What differs from what was read: attribute name → (before, after). All filled fields for a new row."""
-        before = self._read or {}
-        result = {}
-        for field in self._meta.concrete_fields:
-            new, old = getattr(self, field.attname), before.get(field.attname)
-            if self._read is None and new in (None, "", [], {}):
-                continue
-            if new != old:
-                result[field.attname] = (old, new)
-        return result
+        before, present = self._read, self.__dict__
+        if before is None:
+            filled = {name: present.get(name) for name in _attributes(type(self))}
+            return {name: (None, new) for name, new in filled.items() if new not in (None, "", [], {})}
+        return {
+            name: (before.get(name), present[name])
+            for name in _attributes(type(self))
+            if name in present and present[name] != before.get(name)
+        }
+
+
+@cache
+def _attributes(model: type[models.Model]) -> tuple[str, ...]:
+    return tuple(field.attname for field in model._meta.concrete_fields)

@@ -6,14 +6,15 @@ set-based statement that decides nothing itself. Events are published through th
 the rows of those who heard it are written together.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import cache
 from typing import Any
 from uuid import UUID
 
+import orjson
 import psycopg
 from django.db import connection, models, transaction
 
@@ -53,7 +54,7 @@ class Unit:
         rows, self._rows = self._rows, {}
         if rows:
             statement, payload = _statement({m: list(r.values()) for m, r in rows.items()})
-            prepared(statement, [payload])
+            prepared(statement, [payload], psycopg.RawCursor)
         after, self._after = self._after, []
         for doorbell in after:
             transaction.on_commit(doorbell, robust=True)
@@ -68,15 +69,19 @@ def unit_of_work(cause: Cause, at: datetime | None = None) -> Iterator[Unit]:
         unit.flush()
 
 
-def prepared(statement: str, parameters: Any) -> list[tuple[Any, ...]]:
+def prepared(
+    statement: str, parameters: Any, kind: type[psycopg.Cursor[Any]] = psycopg.Cursor
+) -> list[tuple[Any, ...]]:
     """Run a statement of the hot paths as a prepared one on the default connection; returns its rows.
+
+    `kind` is psycopg.RawCursor for a statement with `$1`, which is not searched for placeholders each time.
 
     Planning the large statements takes longer than running them; PostgreSQL plans a prepared one once a
     connection. Everything else goes through Django's cursor.
     """
     connection.ensure_connection()
     raw = connection.connection
-    with connection.wrap_database_errors, psycopg.Cursor(getattr(raw, "_con", raw)) as cursor:
+    with connection.wrap_database_errors, kind(getattr(raw, "_con", raw)) as cursor:
         cursor.execute(statement, parameters, prepare=True)
         return cursor.fetchall() if cursor.description else []
 
@@ -99,8 +104,8 @@ def _statement(rows: dict[type[models.Model], list[models.Model]]) -> tuple[str,
                 key = f"r{len(payload)}"
                 payload[key] = [_values(row, with_key) for row in group]
                 parts.append(f"{key} AS ({_upsert(model, key, with_key)})")
-    text = "WITH input AS MATERIALIZED (SELECT %s::jsonb AS j), " + ", ".join(parts) + " SELECT 1"
-    return text, json.dumps(payload, default=_plain)
+    text = "WITH input AS MATERIALIZED (SELECT $1::jsonb AS j), " + ", ".join(parts) + " SELECT 1"
+    return text, orjson.dumps(payload, default=_plain).decode()
 
 
 _upserts: dict[tuple[type[models.Model], str, bool], str] = {}
@@ -127,17 +132,27 @@ def _upsert(model: type[models.Model], key: str, with_key: bool) -> str:
 
 
 def _values(row: models.Model, with_key: bool) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for field in row._meta.concrete_fields:
-        if field.primary_key and not with_key:
-            continue
-        value = (
-            field.pre_save(row, row._state.adding)
-            if isinstance(field, models.DateField)
-            else getattr(row, field.attname)
+    held = row.__dict__
+    return {
+        column: held[attname]
+        if attname in held and dated is None
+        else (dated.pre_save(row, row._state.adding) if dated else getattr(row, attname))
+        for column, attname, dated in _columns(type(row), with_key)
+    }
+
+
+@cache
+def _columns(model: type[models.Model], with_key: bool) -> list[tuple[str, str, models.DateField | None]]:
+    """Column, attribute, and the field where Django itself gives the value (auto_now, auto_now_add)."""
+    return [
+        (
+            str(field.column),
+            field.attname,
+            field if isinstance(field, models.DateField) and (field.auto_now or field.auto_now_add) else None,
         )
-        values[str(field.column)] = value
-    return values
+        for field in model._meta.concrete_fields
+        if with_key or not field.primary_key
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,11 @@
 """What a command must know before it decides, read in one query: patients, orders, procedures, steps."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, TypeVar
 from uuid import UUID
 
+import orjson
 from django.db import models
 
 from common.store import hydrate, prepared
@@ -136,7 +136,7 @@ def load(
         "requests": [str(r) for r in requests],
         "procedures": [str(p) for p in procedures],
     }
-    return _fill(json.loads(prepared(_QUERY, parameters)[0][0]))
+    return _fill(orjson.loads(prepared(_QUERY, parameters)[0][0]))
 
 
 def _fill(found: dict[str, Any]) -> Context:

@@ -25,7 +25,7 @@ from ris.models import ScheduledProcedureStep
 SECONDS = 8.0
 PATIENTS = 5000
 IDLE = 200
-FLAT_MESSAGES = int(os.environ.get("ORDERLY_BENCH_MESSAGES", "20000"))  # 100000 for the whole of it
+FLAT_MESSAGES = int(os.environ.get("BENCH_MESSAGES", "20000"))  # 100000 for the whole of it
 MUST = {1: 200, 10: 500}
 FLAT_MB = 50
 

@@ -25,7 +25,7 @@ def patient(name: str = "Sommer^Clara") -> Patient:
 def test_rows_of_many_models_go_in_one_statement_whatever_their_order(monkeypatch):
     run: list[str] = []
     really = store.prepared
-    monkeypatch.setattr(store, "prepared", lambda text, values: (run.append(text), really(text, values))[1])
+    monkeypatch.setattr(store, "prepared", lambda text, *rest: (run.append(text), really(text, *rest))[1])
     authority = AssigningAuthority(namespace="HOSP")
     someone = patient()
     number = PatientIdentifier(patient=someone, value="4711", authority=authority)
