@@ -22,6 +22,7 @@ from operator import itemgetter
 from typing import Any
 
 from common.clock import to_site
+from pacs.dimse.registry import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from pacs.dimse.registry import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from ris.models import ScheduledProcedureStep
 from worklist import charsets
@@ -282,6 +283,9 @@ class Form:
     limits: tuple[tuple[int, int], ...] = ()
 
 
+_IN_IMPLICIT = Form(IMPLICIT_VR_LITTLE_ENDIAN)
+
+
 @dataclass(frozen=True, slots=True)
 class Rewritten:
     """An element in another form, with what had to be changed in it."""
@@ -394,11 +398,53 @@ class Wanted:
 
 
 _TAG_OF = itemgetter(slice(0, 4))
+_FIXED = b"*"  # no tag: what stands there is never an item's
 _STEP_START = struct.pack("<HH2sHIHHI", 0x0040, 0x0100, b"SQ", 0, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
 _STEP_END = struct.pack("<HHIHHI", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
 _IMPLICIT_STEP_START = struct.pack("<HHIHHI", 0x0040, 0x0100, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
 _BIG_STEP_START = struct.pack(">HH2sHIHHI", 0x0040, 0x0100, b"SQ", 0, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
 _BIG_STEP_END = struct.pack(">HHIHHI", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+
+
+Template = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+
+
+@lru_cache(maxsize=1024)
+def _template(wanted: Wanted, charset: tuple[str, ...], offset: str, own_ae: str) -> Template:
+    """Keys and, for each, what stands there when an item has no such element: explicit little endian."""
+    parts: list[tuple[int, list[tuple[bytes, bytes]]]] = []
+    for tag, vr in wanted.outer:
+        parts.append((tag, [(struct.pack("<HH", tag >> 16, tag & 0xFFFF), element(tag, vr, b""))]))
+    if charset:
+        parts.append((SPECIFIC_CHARACTER_SET, [(_FIXED, charset_element(charset))]))
+    if offset:
+        zone = element(TIMEZONE_OFFSET_FROM_UTC, "SH", offset.encode())
+        parts.append((TIMEZONE_OFFSET_FROM_UTC, [(_FIXED, zone)]))
+    if wanted.step is not None:
+        step = wanted.step or tuple((t, e.vr) for t, e in INNER_BY_TAG.items())
+        inner = [(_FIXED, _STEP_START)]
+        for tag, vr in sorted(step):
+            empty = element(tag, vr, own_ae.encode("ascii", "replace") if tag == STATION_AE_TITLE else b"")
+            inner.append((struct.pack("<HH", tag >> 16, tag & 0xFFFF), empty))
+        parts.append((SCHEDULED_PROCEDURE_STEP_SEQUENCE, [*inner, (_FIXED, _STEP_END)]))
+    pairs = [pair for _, group in sorted(parts, key=lambda p: p[0]) for pair in group]
+    return tuple(key for key, _ in pairs), tuple(empty for _, empty in pairs)
+
+
+@lru_cache(maxsize=1024)
+def _implicit_template(
+    wanted: Wanted, charset: tuple[str, ...], offset: str, own_ae: str
+) -> tuple[tuple[bytes, bytes, bool], ...]:
+    """As `_template`, in Implicit VR Little Endian; and whether a stored element has the long form of its VR."""
+    rows = []
+    for key, empty in zip(*_template(wanted, charset, offset, own_ae), strict=True):
+        if empty is _STEP_START or empty is _STEP_END:
+            rows.append((key, _delimiter(empty, IMPLICIT_VR_LITTLE_ENDIAN), False))
+        else:
+            made = rewrite(empty, _IN_IMPLICIT)
+            assert made is not None
+            rows.append((key, made.data, empty[4:6].decode() in _LONG))
+    return tuple(rows)
 
 
 class Answers:
@@ -423,39 +469,15 @@ class Answers:
         self.offset = offset
         self.adapted: set[str] = set()
         self._items = dict(wanted.items)
-        self._plain = self._template(forms[0].charset if show_charset else ())
-        self._utf8 = self._template(charsets.UTF_8)
+        self._plain = self._template_for(forms[0].charset if show_charset else ())
+        self._utf8 = self._template_for(charsets.UTF_8)
         first = forms[0]
-        self._simple = (
-            first.syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN) and not first.limits
-        )
+        self._simple = first.syntax in (EXPLICIT_VR_LITTLE_ENDIAN, DEFLATED) and not first.limits
+        self._implicit = first.syntax == IMPLICIT_VR_LITTLE_ENDIAN and not first.limits
         self._trims = [(struct.pack("<HH", t >> 16, t & 0xFFFF), t) for t in self._items]
 
-    def _template(self, charset: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
-        """Keys and, for each, what stands there when an item has no such element: explicit little endian."""
-        parts: list[tuple[int, list[tuple[bytes, bytes]]]] = []
-        for tag, vr in self.wanted.outer:
-            parts.append((tag, [(struct.pack("<HH", tag >> 16, tag & 0xFFFF), element(tag, vr, b""))]))
-        if charset:
-            parts.append((SPECIFIC_CHARACTER_SET, [(b"", charset_element(charset))]))
-        if self.offset:
-            parts.append(
-                (
-                    TIMEZONE_OFFSET_FROM_UTC,
-                    [(b"", element(TIMEZONE_OFFSET_FROM_UTC, "SH", self.offset.encode()))],
-                )
-            )
-        if self.wanted.step is not None:
-            step = self.wanted.step or tuple((t, e.vr) for t, e in INNER_BY_TAG.items())
-            inner = [(b"", _STEP_START)]
-            for tag, vr in sorted(step):
-                empty = element(
-                    tag, vr, self.own_ae.encode("ascii", "replace") if tag == STATION_AE_TITLE else b""
-                )
-                inner.append((struct.pack("<HH", tag >> 16, tag & 0xFFFF), empty))
-            parts.append((SCHEDULED_PROCEDURE_STEP_SEQUENCE, [*inner, (b"", _STEP_END)]))
-        pairs = [pair for _, group in sorted(parts, key=lambda p: p[0]) for pair in group]
-        return [key for key, _ in pairs], [empty for _, empty in pairs]
+    def _template_for(self, charset: tuple[str, ...]) -> Template:
+        return _template(self.wanted, charset, self.offset, self.own_ae)
 
     def answer(self, stored: bytes, ascii_only: bool, start: datetime | None, has_time: bool) -> bytes | None:
         """The identifier of one response; None when an identifier does not fit the scanner's own limits."""
@@ -463,7 +485,10 @@ class Answers:
         found = dict(zip(map(_TAG_OF, parts), parts, strict=True))
         if self.zone is not None and start is not None:
             self._move(found, start, has_time)
-        if self._simple and (ascii_only or self.forms[0].charset == charsets.UTF_8):
+        as_stored = ascii_only or self.forms[0].charset == charsets.UTF_8
+        if as_stored and self._implicit:
+            return self._in_implicit(found, ascii_only)
+        if as_stored and self._simple:
             for key, tag in self._trims:
                 if key in found:
                     trimmed = rewrite(found[key], Form(), self._items[tag])
@@ -472,6 +497,23 @@ class Answers:
             keys, empties = self._plain if ascii_only else self._utf8
             return b"".join(map(found.get, keys, empties))
         return self._rewritten(found, ascii_only)
+
+    def _in_implicit(self, found: dict[bytes, bytes], ascii_only: bool) -> bytes:
+        """As stored, but the VR goes and the length has four bytes: quick, since many scanners want no other."""
+        charset = charsets.UTF_8 if not ascii_only else self.forms[0].charset if self.show_charset else ()
+        pieces: list[bytes] = []
+        for key, empty, is_long in _implicit_template(self.wanted, charset, self.offset, self.own_ae):
+            part = found.get(key)
+            if part is None:
+                pieces.append(empty)
+            elif is_long:
+                tag = int.from_bytes(part[0:2], "little") << 16 | int.from_bytes(part[2:4], "little")
+                whole = rewrite(part, _IN_IMPLICIT, self._items.get(tag))
+                assert whole is not None
+                pieces.append(whole.data)
+            else:
+                pieces += (part[:4], part[6:8], b"\0\0", part[8:])
+        return b"".join(pieces)
 
     def _move(self, found: dict[bytes, bytes], start: datetime, has_time: bool) -> None:
         day, clock = start_texts(start, has_time, self.zone)
@@ -505,13 +547,6 @@ class Answers:
             pieces.append(piece.data)
         self.adapted |= adapted
         return pieces
-
-    def _template_for(self, charset: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
-        if charset == charsets.UTF_8:
-            return self._utf8
-        if charset == (self.forms[0].charset if self.show_charset else ()):
-            return self._plain
-        return self._template(charset)
 
 
 def charset_element(charset: Sequence[str]) -> bytes:
