@@ -1,17 +1,22 @@
 """A message for people: its lines, and its fields with the names the standard gives them (tables of hl7apy)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import hl7apy
 
+from integration import meanings
 from integration.hl7v2 import tables
 from integration.hl7v2.errors import Refused
 from integration.hl7v2.reading import Segment, parse
+from integration.sources import DEFAULT, Profile
 
 _NEWEST = "2.8.2"
 _LONGEST = 2000  # characters of one value on the page; a whole PDF helps nobody there
+_REPETITIONS = 50
+_SHOWN = 400  # and of one field in the raw line
 
 # Segments that the standard's tables do not know under this name, or that sites add.
 _SEGMENTS = {
@@ -22,13 +27,6 @@ _SEGMENTS = {
     "AIL": "Location", "AIP": "Personnel", "MSA": "Acknowledgment", "ERR": "Error", "TXA": "Document",
     "NK1": "Next of kin", "IN1": "Insurance", "GT1": "Guarantor", "ROL": "Role",
 }  # fmt: skip
-_CODES: dict[tuple[str, int], dict[str, str]] = {
-    ("ORC", 1): tables.ORDER_CONTROL,
-    ("ORC", 5): tables.ORDER_STATUS,
-    ("OBR", 25): tables.RESULT_STATUS,
-    ("MSA", 1): tables.ACKNOWLEDGMENT,
-    ("MSH", 11): tables.PROCESSING,
-}
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,21 @@ class Field:
     name: str
     value: str
     wrong: bool = False
+    meaning: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a raw line: one field's text, or what stands between (number 0)."""
+
+    number: int
+    text: str
 
 
 @dataclass(frozen=True)
 class Described:
-    """One segment for the page: its raw line and its named fields."""
+    """One segment for the page: its raw line, also in pieces, and its named fields."""
 
     name: str
     sequence: int
@@ -51,15 +59,16 @@ class Described:
     raw: str
     fields: list[Field] = field(default_factory=list)
     wrong: bool = False
+    pieces: list[Piece] = field(default_factory=list)
 
 
-def describe(raw: bytes, wrong: tuple[str, ...] = ()) -> list[Described]:
+def describe(raw: bytes, wrong: tuple[str, ...] = (), profile: Profile = DEFAULT) -> list[Described]:
     """The segments of a message with their fields named; `wrong` are places in the form of ERR-2 (`PID^1^3`).
 
-    Bytes that are no message become lines without fields.
+    Bytes that are no message become lines without fields. The profile says in which set undeclared bytes are.
     """
     try:
-        message = parse(raw)
+        message = parse(raw, profile["charset"], profile["force_charset"])
     except Refused:
         lines = raw.decode("utf-8", "replace").replace("\n", "\r").split("\r")
         return [
@@ -86,10 +95,23 @@ def _segment(segment: Segment, version: str, places: list[list[str]]) -> Describ
     ]
     for number in sorted(wrong_fields - {n for n in range(len(segment.fields)) if segment.field(n)} - {0}):
         fields.append(
-            Field(f"{segment.name}-{number}", _field_name(segment.name, number, version), "(empty)", True)
+            Field(f"{segment.name}-{number}", field_name(segment.name, number, version), "(empty)", True)
         )
     title = _SEGMENTS.get(segment.name, "")
-    return Described(segment.name, segment.sequence, title, segment.raw[:_LONGEST], fields, bool(here))
+    raw, pieces = segment.raw[:_LONGEST], list(_pieces(segment))
+    return Described(segment.name, segment.sequence, title, raw, fields, bool(here), pieces)
+
+
+def _pieces(segment: Segment) -> Iterator[Piece]:
+    """The raw line, field by field, so that a page can show which text a name stands for."""
+    separator = segment.separators.field
+    for number, text in enumerate(segment.fields):
+        if segment.name in ("MSH", "FHS", "BHS") and number == 1:
+            continue
+        if number:
+            yield Piece(0, separator)
+        cut = f"{text[:_SHOWN]}… ({len(text)} characters)" if len(text) > _SHOWN else text
+        yield Piece(number, cut)
 
 
 def _number(place: list[str], index: int, default: int) -> int:
@@ -97,32 +119,28 @@ def _number(place: list[str], index: int, default: int) -> int:
 
 
 def _fields(segment: Segment, number: int, version: str, wrong: bool) -> list[Field]:
-    place, name = f"{segment.name}-{number}", _field_name(segment.name, number, version)
+    place, name = f"{segment.name}-{number}", field_name(segment.name, number, version)
     if number <= 2 and segment.name == "MSH":
-        return [Field(place, name, segment.field(number), wrong)]
+        return [Field(place, name, segment.field(number), wrong, "", number)]
     found = []
     repetitions = len(segment.repetitions(number))
-    for repetition in range(1, repetitions + 1):
+    for repetition in range(1, min(repetitions, _REPETITIONS) + 1):
         parts = segment.components(number, repetition)
         mark = f"({repetition})" if repetitions > 1 else ""
         if len(parts) <= 1 or segment.name == "OBX" and number == 5:
-            value = _said(
-                segment, number, segment.component(number, 1, repetition) if len(parts) <= 1 else ""
-            )
-            found.append(Field(place + mark, name, value or segment.text(number)[:_LONGEST], wrong))
+            value = segment.component(number, 1, repetition) if len(parts) <= 1 else ""
+            value = (value or segment.text(number))[:_LONGEST]
+            meaning = meanings.meaning(segment.name, number, 0, value, version)
+            found.append(Field(place + mark, name, value, wrong, meaning, number))
             continue
         for index in range(1, len(parts) + 1):
             value = segment.component(number, index, repetition)
             if value:
-                part = _component_name(segment.name, number, index, version)
+                part = component_name(segment.name, number, index, version)
                 label = f"{name}: {part}" if part else name
-                found.append(Field(f"{place}{mark}.{index}", label, value[:_LONGEST], wrong))
+                meaning = meanings.meaning(segment.name, number, index, value, version)
+                found.append(Field(f"{place}{mark}.{index}", label, value[:_LONGEST], wrong, meaning, number))
     return found
-
-
-def _said(segment: Segment, number: int, value: str) -> str:
-    meaning = _CODES.get((segment.name, number), {}).get(value, "")
-    return f"{value} ({meaning})" if meaning else value[:_LONGEST]
 
 
 @cache
@@ -137,7 +155,8 @@ def _plain(name: str | None) -> str:
 
 
 @cache
-def _field_name(segment: str, number: int, version: str) -> str:
+def field_name(segment: str, number: int, version: str = _NEWEST) -> str:
+    """A field's name by the standard: `Patient name`; empty when it has none."""
     for library in (_library(version), _library(_NEWEST)):
         entry = library.FIELDS.get(f"{segment}_{number}")
         if entry:
@@ -146,7 +165,8 @@ def _field_name(segment: str, number: int, version: str) -> str:
 
 
 @cache
-def _component_name(segment: str, number: int, component: int, version: str) -> str:
+def component_name(segment: str, number: int, component: int, version: str = _NEWEST) -> str:
+    """A component's name by the standard: `Family name`; empty when it has none."""
     library = _library(version)
     entry = library.FIELDS.get(f"{segment}_{number}") or _library(_NEWEST).FIELDS.get(f"{segment}_{number}")
     if not entry:
