@@ -205,6 +205,7 @@ class Server:
                 max_data = negotiation.check_max_data(proposal.max_data)
                 for uid in agreement.denied:
                     self._audit(calling, pending.address, f"no right to {uid}")
+                close_old_connections()  # an association that only idles must not hold one of the pool
                 wire.write(agreement.pdu)
                 assoc = ServedAssociation(
                     wire,
