@@ -32,7 +32,13 @@ PEERS = {
     "npm": "apt-get install nodejs npm",
 }
 # What `make test` needs; benches and slow tests may ask for more.
-NEEDED = {"findscu": "dcmtk", "dciodvfy": "dicom3tools", "chromium": "chromium", "node": "nodejs", "npm": "npm"}
+NEEDED = {
+    "findscu": "dcmtk",
+    "dciodvfy": "dicom3tools",
+    "chromium": "chromium",
+    "node": "nodejs",
+    "npm": "npm",
+}
 
 
 def find(program: str) -> str | None:

@@ -134,7 +134,18 @@ def _start_peers(stack: ExitStack, work: Path, say: Say) -> dict[str, tuple[int,
         port = peers["storescp"] = (_free_port(), "STORESCP")
         folder = work / "storescp"
         folder.mkdir()
-        words = [storescp, "--fork", "-aet", "STORESCP", "+B", "-od", str(folder), "-pdu", "131072", str(port[0])]
+        words = [
+            storescp,
+            "--fork",
+            "-aet",
+            "STORESCP",
+            "+B",
+            "-od",
+            str(folder),
+            "-pdu",
+            "131072",
+            str(port[0]),
+        ]
         stack.enter_context(_process(words, NODELAY, *port))
     if orthanc:
         for name, environment in (("orthanc", NODELAY), ("orthanc as shipped", {})):
@@ -425,7 +436,8 @@ def _fill_studies(total: int) -> None:
             SELECT gen_random_uuid(), '1.2.826.0.1.98.' || g, 'P' || lpad(g::text, 7, '0'), '',
                 'FAMILY' || lpad((g / 10)::text, 6, '0') || '^GIVEN',
                 'family' || lpad((g / 10)::text, 6, '0') || '^given', '', '', '19700101', 'F',
-                'A' || lpad(g::text, 7, '0'), '', '', date '2020-01-01' + (g %% (%s / 100))::int, time '10:00', '', 'CT HEAD',
+                'A' || lpad(g::text, 7, '0'), '', '', date '2020-01-01' + (g %% (%s / 100))::int,
+                time '10:00', '', 'CT HEAD',
                 '', '', ARRAY[(ARRAY['CT', 'MR', 'US', 'CR', 'DX'])[1 + g / 7 %% 5]], '{}', 1, 100, 0, '', '{}', '{}',
                 now(), now(), now(), 1, false
             FROM generate_series((SELECT count(*) FROM pacs_study), %s - 1) AS g

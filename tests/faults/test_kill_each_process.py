@@ -54,7 +54,9 @@ def test_a_morning_adds_up_although_a_process_was_killed_in_it(
     log = tmp_path / "rehearsal.log"
     morning = rehearse(live_engine, log)
     try:
-        live_engine.wait_for(lambda: _is(live_engine, MOMENTS[name], began) or morning.poll() is not None, 120)
+        live_engine.wait_for(
+            lambda: _is(live_engine, MOMENTS[name], began) or morning.poll() is not None, 120
+        )
         assert morning.poll() is None, f"it was over before the kill:\n{log.read_text()[-3000:]}"
         live_engine.kill_and_wait(name)
         said, _ = morning.communicate(timeout=270)
