@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import ssl
+import sys
 import threading
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -338,6 +339,9 @@ def tls_context() -> ssl.SSLContext:
 
 def main(ctx: Context) -> None:
     """Serve MLLP on the sockets of the context until it says stop."""
+    # Threads here hold the interpreter for short whiles between waits for the database; with the usual 5 ms the
+    # event loop and the others would stand behind whoever computes.
+    sys.setswitchinterval(0.001)
     uvloop.run(_serve(ctx))
 
 
