@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,32 +160,35 @@ def _process(
     words: list[str], port: int, environment: dict[str, str], cwd: Path | None = None
 ) -> Iterator[int]:
     """A server as a child, until the end of the block; gives its process id once its port answers."""
-    child = subprocess.Popen(
-        words,
-        env={**os.environ, **environment},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                Scanner(port).close()
-                break
-            except (OSError, RuntimeError):
-                if child.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{words[0]} does not serve on port {port}") from None
-                time.sleep(0.1)
-        yield child.pid
-    finally:
-        child.send_signal(signal.SIGTERM)
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            words,
+            env={**os.environ, **environment},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+        )
         try:
-            child.wait(20)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                try:
+                    Scanner(port).close()
+                    break
+                except (OSError, RuntimeError):
+                    if child.poll() is not None or time.monotonic() > deadline:
+                        said.seek(0)
+                        last = said.read()[-2000:].decode(errors="replace")
+                        raise RuntimeError(f"{words[0]} does not serve on port {port}:\n{last}") from None
+                    time.sleep(0.1)
+            yield child.pid
+        finally:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 @contextmanager
