@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 BATCH = 400  #: objects; each holds a file descriptor until the batch is synced
 BATCH_BYTES = 64 * 1024 * 1024  #: of small objects held in memory at once
 POLL_SECONDS = 0.1
+NICE = 5  #: whoever holds a peer's socket goes first
 RETRY_SECONDS = (1, 2, 5, 15, 30)  #: when the database or the disk is away; the last one repeats
 SETTLE_AT_ONCE = 50
 
@@ -589,6 +590,7 @@ def main(ctx: Context) -> None:
     with _only_one(ctx) as ours:
         if not ours:
             return
+        os.nice(NICE)
         ctx.ready()
         failures = 0
         while not ctx.stopping.is_set():

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 
@@ -202,7 +203,7 @@ class Incoming:
         self._spool = spool
         self.origin = origin
         self._prefix = prefix(origin)
-        self.head = bytearray()  #: the first bytes of the data set, all of it while it is small
+        self.head = bytearray()  #: the data set while it is small
         self.size = 0  #: of the data set so far, in bytes
         self._hash = hashlib.sha256()
         self._fd: int | None = None
@@ -212,15 +213,23 @@ class Incoming:
         """Take the next bytes of the data set. Raises SpoolFull when they cannot be kept."""
         self._hash.update(fragment)
         self.size += len(fragment)
-        if self._fd is None:
+        if self._fd is not None:
+            self._write([fragment])
+        elif self.size <= SMALL:
             self.head += fragment
-            if len(self.head) <= SMALL:
-                return
-            fragment = self._to_file()
-        view = memoryview(fragment)
+        else:
+            self._open()
+            self._write([self._prefix, self.head, fragment])
+            self.head = bytearray()
+
+    def _write(self, pieces: list[Any]) -> None:
+        assert self._fd is not None
         try:
-            while view:
-                view = view[os.write(self._fd or 0, view) :]
+            written = os.writev(self._fd, pieces)
+            if written < sum(map(len, pieces)):
+                rest = memoryview(b"".join(pieces))[written:]
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
             raise SpoolFull(f"cannot write: {error.strerror}") from None
 
@@ -238,14 +247,13 @@ class Incoming:
         ):
             yield view
 
-    def _to_file(self) -> bytes:
-        self._path = self._spool.path(".part")
+    def _open(self) -> None:
+        path = self._spool.path(".part")
         try:
-            self._fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640)
+            self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640)
         except OSError as error:
-            self._path = None
             raise SpoolFull(f"cannot write: {error.strerror}") from None
-        return self._prefix + bytes(self.head)
+        self._path = path
 
     def commit(self) -> str:
         """Make the object durable and hand it to the indexer; gives the SHA-256 of the data set (hex).

@@ -154,7 +154,7 @@ def test_a_full_disk_refuses_leaves_nothing_and_is_over_when_it_is_over(
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    for pixels, function in ((200_000, "write"), (100, "pwritev")):
+    for pixels, function in ((200_000, "writev"), (100, "pwritev")):
         with monkeypatch.context() as patched:
             patched.setattr(f"pacs.storage.spool.os.{function}", full)
             with pytest.raises(spool.SpoolFull):
