@@ -10,162 +10,26 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import URLPattern
 
-from common import audit, cause
+from common import audit
 from common.desk import DefaultFilter, DeskAdmin, chip, desk_url
 from common.templatetags.orderly import age, moment
-from integration import delivery, solving, sources
+from integration import delivery
+from integration.analyst.messagepages import MessagePages
+from integration.analyst.sourcepages import SourcePages
 from integration.describe import describe, title_of
 from integration.models import DeliveryAttempt, Destination, Message, OutboxItem, Source
 from ris.admin import story
-from ris.models import ImagingServiceRequest, Patient
-
-
-class OpenFilter(DefaultFilter):
-    """Messages that need a person, or those of one state."""
-
-    title = "state"
-    parameter_name = "state"
-
-    def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        named = {"fault": "Not HL7"}
-        return [
-            ("open", "Need a person"),
-            *((s.value, named.get(s.value, s.value.capitalize())) for s in Message.State),
-        ]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() == "open":
-            return queryset.filter(_unsolved())
-        return queryset if self.value() == "all" else queryset.filter(state=self.value())
-
-
-def _unsolved() -> Q:
-    return Q(state__in=Message.OPEN_STATES, solved_at__isnull=True)
 
 
 @admin.register(Message)
-class MessageAdmin(DeskAdmin):
-    """Messages that came in; what needs a person stands first."""
+class MessageAdmin(MessagePages):
+    """Messages that came in; what needs a person stands first. Its pages are those of integration/analyst."""
 
-    patient_data = "message"
-    detail_template = "admin/integration/message.html"
-    list_display = (
-        "received",
-        "kind",
-        "about",
-        "sent_by",
-        "control_id",
-        "accessions",
-        "state_chip",
-        "trouble",
-    )
-    list_display_links = ("received", "kind")
-    list_filter = (OpenFilter, "message_type", "trigger_event", ("source", admin.RelatedOnlyFieldListFilter))
     search_fields = ("control_id",)
-    search_help_text = "Control ID, accession, type (ORM, A08)"
-    list_select_related = ("source",)
     empty_hint = "Point a system at our MLLP port; every frame it sends is kept and listed here."
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).defer("raw", "ack")
-
-    def get_ordering(self, request: HttpRequest) -> Any:
-        first = Case(When(_unsolved(), then=Value(0)), default=Value(1), output_field=IntegerField())
-        return (first, "-id")
-
-    def find(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        if not term:
-            return queryset
-        kind, _, event = term.upper().partition("^")
-        typed = Q(message_type=kind, trigger_event__startswith=event) | Q(trigger_event=kind)
-        return queryset.filter(Q(control_id=term) | Q(accession_numbers__contains=[term]) | typed)
-
-    def patients_of(self, rows: Iterable[Any]) -> list[Any]:
-        return [str(pk) for row in rows for pk in row.patient_ids]
-
-    @admin.display(description="Received", ordering="id")
-    def received(self, row: Message) -> str:
-        return moment(row.received_at)
-
-    @admin.display(description="Type", ordering="message_type")
-    def kind(self, row: Message) -> str:
-        return f"{row.message_type}^{row.trigger_event}" if row.message_type else "–"
-
-    @admin.display(description="About")
-    def about(self, row: Message) -> str:
-        return title_of(row.message_type, row.trigger_event)
-
-    @admin.display(description="From")
-    def sent_by(self, row: Message) -> str:
-        return row.source.name if row.source else row.sender.replace("|", " ") or row.peer
-
-    @admin.display(description="Accession")
-    def accessions(self, row: Message) -> str:
-        return ", ".join(row.accession_numbers) or "–"
-
-    @admin.display(description="State", ordering="state")
-    def state_chip(self, row: Message) -> str:
-        return chip(row.state, Message.State(row.state).label.partition(":")[0])
-
-    @admin.display(description="Trouble")
-    def trouble(self, row: Message) -> str:
-        return "; ".join(str(e.get("text", "")) for e in row.errors)[:90]
-
-    # -- the page of one message
-
-    def detail(self, request: HttpRequest, row: Message) -> dict[str, Any]:
-        errors = [e for e in row.errors if isinstance(e, dict)]
-        segments = describe(bytes(row.raw), tuple(e.get("place", "") for e in errors if e.get("place")))
-        return {
-            "title": "Message",
-            "segments": segments,
-            "readable": any(s.fields for s in segments),
-            "errors": errors,
-            "about": title_of(row.message_type, row.trigger_event),
-            "ack_lines": bytes(row.ack).decode("utf-8", "replace").strip("\r\n").split("\r")
-            if row.ack
-            else [],
-            "open": row.state in Message.OPEN_STATES and row.solved_at is None,
-            "patients": Patient.objects.filter(pk__in=row.patient_ids),
-            "orders": ImagingServiceRequest.objects.filter(pk__in=row.request_ids),
-            "settled_by": story.explain(row.solved_by)[0] if row.solved_by else "",
-        }
-
-    def own_urls(self) -> list[URLPattern]:
-        return [
-            self.door("<int:pk>/again/", self.again, "again", post=True),
-            self.door("<int:pk>/skip/", self.skip, "skip", post=True),
-        ]
-
-    def again(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Apply a message that was refused or parked, by its source's present profile."""
-        row = get_object_or_404(Message, pk=pk)
-        try:
-            solving.apply_again(pk, cause.user(request.user.pk or 0), request.POST.get("reason", ""))
-        except solving.Refused as refused:
-            messages.error(request, f"Still refused: {refused.problem.text}")
-        except solving.NotOpen as settled:
-            messages.error(request, str(settled))
-        else:
-            self.record(request, "apply", [row])
-            messages.success(request, "The message is applied.")
-        return redirect(self.url_of(row))
-
-    def skip(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Leave a message for good, with a reason."""
-        row = get_object_or_404(Message, pk=pk)
-        reason = request.POST.get("reason", "").strip()
-        if not reason:
-            messages.error(request, "Say why it is skipped; the next person will ask.")
-            return redirect(self.url_of(row))
-        try:
-            solving.skip(pk, cause.user(request.user.pk or 0), reason)
-        except solving.NotOpen as settled:
-            messages.error(request, str(settled))
-        else:
-            self.record(request, "skip", [row])
-            messages.success(request, "The message is skipped; its lane goes on.")
-        return redirect(self.url_of(row))
+        return super().get_queryset(request).select_related("source", "original")
 
 
 class OutboxFilter(DefaultFilter):
@@ -271,25 +135,23 @@ class OutboxAdmin(DeskAdmin):
 
 
 @admin.register(Source)
-class SourceAdmin(DeskAdmin):
-    """Systems that send us HL7 v2, each with its profile as data."""
+class SourceAdmin(SourcePages):
+    """Systems that send us HL7 v2, each with its profile as data. Its pages are those of integration/analyst."""
 
     writable = True
-    list_display = ("name", "application", "facility", "address", "enabled", "version")
+    list_display = ("name", "application", "facility", "address", "enabled", "version", "heard")
     list_filter = ("enabled",)
     search_fields = ("name", "application", "facility")
-    exclude = ("temporary",)
-    readonly_fields = ("version",)
+    list_before_template = "integration/sources_before.html"
     empty_hint = (
-        "A message from a sender that is not listed here is answered AR. Add the HIS, or load site.toml."
+        "A message from a sender that is not listed here is answered AR. Add the HIS, look at samples of what it "
+        "sends, or load site.toml."
     )
 
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        if change and form.changed_data:
-            obj.version += 1
-        super().save_model(request, obj, form, change)
-        sources.forget()
-        audit.record_request(request, "configure", "source", objects=[obj.pk])
+    @admin.display(description="Last heard of")
+    def heard(self, row: Source) -> str:
+        newest = Message.objects.filter(source=row).order_by("-id").values_list("received_at", flat=True)
+        return moment(newest.first())
 
 
 @admin.register(Destination)

@@ -246,11 +246,6 @@ class Found:
     """Why the answer may not be whole, or nothing."""
 
     @property
-    def result_list(self) -> list[Message]:
-        """The rows, as lists of the desk call them."""
-        return self.rows
-
-    @property
     def first(self) -> int | None:
         """The newest id here."""
         return self.rows[0].pk if self.rows else None

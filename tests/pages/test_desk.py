@@ -214,7 +214,7 @@ def test_actions_are_not_for_get(clerk: Client, morning: Morning):
 
 
 def test_open_messages_stand_before_all_others(clerk: Client, morning: Morning):
-    rows = list(clerk.get("/admin/integration/message/").context["cl"].result_list)
+    rows = clerk.get("/admin/integration/message/").context["found"].rows
     assert rows[0].state == "refused"
     assert rows[1].state == "applied"
 
@@ -222,7 +222,7 @@ def test_open_messages_stand_before_all_others(clerk: Client, morning: Morning):
 @pytest.mark.parametrize("term", ["M00101", "A26-1050", "ORM^O01", "ORM"])
 def test_messages_are_found_by_control_id_accession_and_type(clerk: Client, morning: Morning, term: str):
     page = clerk.post("/admin/integration/message/", {"_search": term}, follow=True)
-    assert "M00101" in [m.control_id for m in page.context["cl"].result_list]
+    assert "M00101" in [m.control_id for m in page.context["found"].rows]
 
 
 def test_a_refused_message_is_applied_again_after_its_order_came(clerk: Client, morning: Morning):
