@@ -13,6 +13,7 @@ import hashlib
 import logging
 import mmap
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from common.models import AuditEvent
 from common.names import same_person_name
 from common.process import Context
 from common.store import unit_of_work
-from pacs import header, manifest
+from pacs import header, manifest, routing
 from pacs.events import StudySettled
 from pacs.facts import PATIENT_ID, WANTED, Facts, Unindexable, facts_of
 from pacs.models import Instance, Series, SetAside, Study
@@ -556,6 +557,7 @@ def settle(key: Any, quiet: datetime) -> int:
         study.settled_at = unit.at
         study.times_settled += 1
         study.save(update_fields=["settled_at", "times_settled"])
+        routing.on_settled(study, unit)
         unit.publish(StudySettled(study, grown))
         crashpoint("indexer.before_settled")
     manifest.due(key)
@@ -591,6 +593,8 @@ def main(ctx: Context) -> None:
         if not ours:
             return
         os.nice(NICE)
+        router = threading.Thread(target=routing.run, args=(ctx,), name="routing", daemon=True)
+        router.start()
         ctx.ready()
         failures = 0
         while not ctx.stopping.is_set():

@@ -7,7 +7,7 @@ from django.db.models import Count, Min, Sum
 
 from common.clock import now
 from common.metrics import Waiting, counter, gauge, queue
-from pacs.models import Instance, SetAside, Study
+from pacs.models import Forwarding, Instance, SetAside, Study
 from pacs.storage import spool
 
 
@@ -38,6 +38,14 @@ def unsettled() -> Iterable[Waiting]:
 def spooled() -> Iterable[Waiting]:
     count, oldest = spool.oldest()
     yield Waiting("files", count, datetime.fromtimestamp(oldest, UTC) if oldest else None)
+
+
+@queue("routing", "Studies to send on to other nodes", late_after=3600)
+def routing() -> Iterable[Waiting]:
+    waiting = Forwarding.objects.exclude(state=Forwarding.State.SENT).filter(rule__enabled=True)
+    found = waiting.values("rule__destination__title").annotate(count=Count("pk"), oldest=Min("created_at"))
+    for one in found.order_by("rule__destination__title"):
+        yield Waiting(one["rule__destination__title"], one["count"], one["oldest"])
 
 
 @queue("set_aside", "Objects set aside for a person", late_after=86_400)

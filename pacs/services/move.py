@@ -102,6 +102,11 @@ class Transfer:
                     broken.wire.close()
         raise Unsendable("the destination cannot be reached")
 
+    @property
+    def given_up(self) -> bool:
+        """Whether the destination is taken for unreachable: nothing more will go through."""
+        return self._failures >= 2
+
     def _associate(self, number: int) -> RequestedAssociation:
         assoc = self._assocs[number] = sender.associate(self._destination, contexts_of(self._groups[number]))
         return assoc
