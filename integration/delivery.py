@@ -10,10 +10,11 @@ import logging
 import random
 import secrets
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
@@ -22,7 +23,7 @@ from common import alerts, audit
 from common.clock import now
 from common.crashpoints import crashpoint
 from integration.destinations import setting, tls_context
-from integration.hl7v2 import results, status
+from integration.hl7v2 import demographics, mdm, results, status
 from integration.hl7v2.outgoing import ComposeError
 from integration.hl7v2.sender import NotAnswered, Sender, Unreachable
 from integration.models import DeliveryAttempt, Destination, OutboxItem
@@ -78,7 +79,14 @@ class Transport(Protocol):
 # ---------------------------------------------------------------------------------------------- transports
 
 
-_COMPOSERS = {"ORU": results.compose, "ORM": status.compose}
+_COMPOSERS: dict[str, Callable[[Mapping[str, Any], Destination, str], bytes]] = {
+    "ORU": results.compose,
+    "MDM": mdm.compose,
+    "ORM": status.compose,
+    "OMG": status.compose_omg,
+    "OMI": status.compose_omi,
+    "ADT": demographics.compose,
+}
 
 
 class Mllp:
@@ -94,6 +102,9 @@ class Mllp:
             connect_timeout=float(setting(destination, "connect_seconds")),
             write_timeout=float(setting(destination, "write_seconds")),
             ack_timeout=float(setting(destination, "ack_seconds")),
+            application_ack=bool(
+                setting(destination, "enhanced") and setting(destination, "application_ack")
+            ),
         )
 
     def prepare(self, item: OutboxItem) -> bytes:
@@ -104,18 +115,19 @@ class Mllp:
         return compose(item.facts, self.destination, item.control_id)
 
     def deliver(self, item: OutboxItem) -> Outcome:
-        """Send the kept bytes and read the answer: AE and CE are final, AR and CR may be tried again."""
+        """Send the kept bytes and read the answer: by the destination's rules it is taken, final, or tried again."""
         try:
             answer = self.sender.send(bytes(item.payload or b""), item.control_id)
         except Unreachable as error:
             return Outcome("transport", str(error), again=True, down=True)
         except NotAnswered as error:
             return Outcome("timeout", str(error), again=True, down=True)
-        if answer.accepted:
-            return Outcome("delivered", answer=answer.raw)
-        name = "refused" if answer.code in ("AE", "CE") else "rejected"
+        verdict = answer.ruled(setting(self.destination, "ack_rules"))
         said = " ".join(part for part in (answer.code, ",".join(answer.error_codes), answer.text) if part)
-        return Outcome(name, said, answer.raw, again=not answer.permanent)
+        if verdict == "accept":
+            return Outcome("delivered", "" if answer.accepted else said, answer.raw)
+        name = "refused" if answer.code in ("AE", "CE") else "rejected"
+        return Outcome(name, said, answer.raw, again=verdict == "retry")
 
     def close(self) -> None:
         """Close the connection."""
@@ -148,7 +160,11 @@ def drain(destination_id: int, stopping: Event | None = None, seconds: float = 2
                 return tried, True
             claimed = claim(destination_id)
             if claimed is None:
-                break
+                left = pause_of(destination_id)
+                if not left:
+                    break
+                (stopping or Event()).wait(min(left, max(0.0, end - time.monotonic())))
+                continue
             tried += 1
             try:
                 transport = transport or open_transport(claimed.destination)
@@ -180,6 +196,8 @@ def claim(destination_id: int) -> OutboxItem | None:
             destination.circuit_open_until and destination.circuit_open_until > moment
         ):
             return None
+        if _paced(destination, moment) > 0:
+            return None
         busy = list(
             queued().filter(destination=destination, lease_until__gt=moment).values_list("lane", flat=True)
         )
@@ -194,6 +212,31 @@ def claim(destination_id: int) -> OutboxItem | None:
         item.lease_until = moment + timedelta(seconds=_longest_attempt(destination) + _LEASE_MARGIN_SECONDS)
         item.save(update_fields=["attempts", "lease_owner", "lease_until"])
         return item
+
+
+def pause_of(destination_id: int) -> float:
+    """Seconds until the destination's pace lets the next message through; 0 when that is not why nothing goes."""
+    destination = Destination.objects.filter(pk=destination_id, enabled=True).first()
+    moment = now()
+    if destination is None or not due_heads(moment).filter(destination=destination).exists():
+        return 0.0
+    if destination.circuit_open_until and destination.circuit_open_until > moment:
+        return 0.0
+    return _paced(destination, moment)
+
+
+def _paced(destination: Destination, moment: datetime) -> float:
+    """Seconds to wait for the pace: what was begun last, and is done or under way, tells when the next may begin."""
+    most = float(setting(destination, "per_minute"))
+    if most <= 0:
+        return 0.0
+    gap = timedelta(seconds=60 / most)
+    tries = DeliveryAttempt.objects.filter(at__gt=moment - gap, item__destination=destination)
+    leases = queued().filter(destination=destination, lease_until__gt=moment)
+    held = timedelta(seconds=_longest_attempt(destination) + _LEASE_MARGIN_SECONDS)
+    begun = list(tries.values_list("at", flat=True))
+    begun += [until - held for until in leases.values_list("lease_until", flat=True) if until]
+    return max(0.0, (max(begun) + gap - moment).total_seconds()) if begun else 0.0
 
 
 def queued() -> QuerySet[OutboxItem]:
@@ -307,8 +350,8 @@ def _next(item: OutboxItem, outcome: Outcome) -> dict[str, object]:
 
 def _gave_up(item: OutboxItem, outcome: Outcome, moment: datetime) -> bool:
     """Every retry has an end: by number where the peer says no, by age where it says nothing."""
-    if outcome.name == "rejected":
-        rejections = item.tries.filter(outcome="rejected").count()
+    if outcome.name in ("rejected", "refused"):
+        rejections = item.tries.filter(outcome__in=("rejected", "refused")).count()
         return rejections >= int(setting(item.destination, "rejections_most"))
     return moment - item.created_at > timedelta(hours=float(setting(item.destination, "give_up_hours")))
 
@@ -368,9 +411,10 @@ def _places(destination: Destination) -> int:
 
 def _longest_attempt(destination: Destination) -> float:
     """The bound of one attempt in seconds; a FHIR item may take several requests."""
-    bounds = sum(
-        float(setting(destination, key)) for key in ("connect_seconds", "write_seconds", "ack_seconds")
-    )
+    keys = ("connect_seconds", "write_seconds", "ack_seconds")
+    bounds = sum(float(setting(destination, key)) for key in keys)
+    if setting(destination, "application_ack"):
+        bounds += float(setting(destination, "ack_seconds"))
     return bounds * (10 if destination.kind == Destination.Kind.FHIR else 1)
 
 

@@ -20,6 +20,7 @@ from django.db.models.signals import post_delete, post_save
 
 from common.store import Unit
 from integration.destinations import setting
+from integration.hl7v2.demographics import event_of
 from integration.models import Destination, MirrorState, OutboxItem
 from pacs.events import StudyOverlaid
 from pacs.models import Study
@@ -51,17 +52,17 @@ from ris.transitions import TERMINAL
 
 
 def on_report_signed(event: ReportSigned, unit: Unit) -> None:
-    """A result message to each destination that takes ORU; the report, its study and order to each FHIR server."""
+    """The report to each destination that takes ORU or MDM; report, study and order to each FHIR server."""
     destinations = subscribed()
-    results = [d for d in destinations if takes(d, "ORU")]
-    if results:
+    wanted = [(d, kind) for d in destinations for kind in ("ORU", "MDM") if takes(d, kind)]
+    if wanted:
         facts = _order_facts(event.request, event.procedure, event.patient, event.identifiers, event.visit)
         facts |= _report_facts(event)
-    for destination in results:
+    for destination, kind in wanted:
         queue(
             unit,
             destination,
-            kind="ORU",
+            kind=kind,
             subject=f"report_version:{event.version.id}",
             lane=f"order:{event.request.id}",
             patient_id=event.patient.id,
@@ -85,7 +86,14 @@ def _report_facts(event: ReportSigned) -> dict[str, Any]:
         "started": next((started for study in event.studies if (started := started_of(study))), ""),
         "modality": next(iter(imaging), "") or next((s.modality for s in steps if s.modality), ""),
         "step_id": steps[0].scheduled_procedure_step_id if steps else "",
+        "companions": [_procedure(p) for p in _without_report(event)],
     }
+
+
+def _without_report(event: ReportSigned) -> list[RequestedProcedure]:
+    """The other procedures of the order that nobody reports by themselves."""
+    others = RequestedProcedure.objects.filter(request_id=event.request.id).exclude(pk=event.procedure.id)
+    return list(others.filter(report=None).order_by("requested_procedure_id", "id"))
 
 
 def _version(version: ReportVersion) -> dict[str, Any]:
@@ -120,32 +128,31 @@ def started_of(study: Study) -> str:
 
 
 def on_step_moved(event: StepMoved, unit: Unit) -> None:
-    """The order's status to each destination that takes ORM, unless the HIS itself asked for the change."""
+    """The order's status to each that takes ORM, OMG or OMI, unless the HIS itself asked for the change."""
     if event.actor != "order":
         code = _order_status(event, unit)
         for destination in subscribed() if code else ():
-            if takes(destination, "ORM"):
-                _queue_status(event, unit, destination, code)
+            for kind in ("ORM", "OMG", "OMI"):
+                if takes(destination, kind):
+                    _queue_status(event, unit, destination, kind, code)
     if event.before:
         _mirror_again(unit, event.patient.id, [f"ServiceRequest/{event.procedure.id}"])
 
 
-def _queue_status(event: StepMoved, unit: Unit, destination: Destination, code: str) -> None:
+def _queue_status(event: StepMoved, unit: Unit, destination: Destination, kind: str, code: str) -> None:
     if setting(destination, "order_status").get(code, code) == "":
         return
     subject = f"procedure:{event.procedure.id}"
     for waiting in unit.pending(OutboxItem):
-        same = waiting.destination_id == destination.id and waiting.subject == subject
+        same = (waiting.destination_id, waiting.kind, waiting.subject) == (destination.id, kind, subject)
         if same and waiting.facts.get("status") == code:
             return
-    identifiers = PatientIdentifier.objects.filter(
-        patient_id=event.patient.id, status=PatientIdentifier.Status.CURRENT
-    )
+    identifiers = _current_identifiers(event.patient.id)
     visit = Visit.objects.filter(pk=event.request.visit_id).first() if event.request.visit_id else None
     queue(
         unit,
         destination,
-        kind="ORM",
+        kind=kind,
         subject=subject,
         lane=f"order:{event.request.id}",
         patient_id=event.patient.id,
@@ -190,6 +197,68 @@ def _steps(procedure_id: UUID, unit: Unit | None = None) -> list[ScheduledProced
     return sorted(steps.values(), key=lambda s: s.id)
 
 
+def _current_identifiers(patient_id: UUID) -> list[PatientIdentifier]:
+    current = PatientIdentifier.Status.CURRENT
+    return list(PatientIdentifier.objects.filter(patient_id=patient_id, status=current))
+
+
+# ----------------------------------------------------------------------------------------------- patients
+
+
+def _queue_adt(
+    unit: Unit,
+    happened: str,
+    patient: Patient,
+    identifiers: Iterable[PatientIdentifier],
+    visit: Visit | None = None,
+    **more: Any,
+) -> None:
+    """ADT to each destination that wants to know; a change says nothing new beside a merge of the same unit."""
+    if not _listens("adt"):
+        return
+    subject = f"patient:{patient.id}"
+    for destination in subscribed():
+        if not takes(destination, "ADT") or not event_of(destination, happened):
+            continue
+        if setting(destination, "adt_from") == "people" and unit.cause.startswith("hl7:"):
+            continue
+        if any(
+            (waiting.destination_id, waiting.kind, waiting.subject) == (destination.id, "ADT", subject)
+            for waiting in unit.pending(OutboxItem)
+        ):
+            continue
+        queue(
+            unit,
+            destination,
+            kind="ADT",
+            subject=subject,
+            lane=f"patient:{patient.id}",
+            patient_id=patient.id,
+            facts={
+                "happened": happened,
+                "patient": _patient(patient, identifiers),
+                "visit": _visit(visit),
+                **more,
+            },
+        )
+
+
+def _tell_merge(event: PatientsMerged, unit: Unit) -> None:
+    """A40, behind everything that waits about either patient where a destination keeps the order of patients."""
+    ours, theirs = f"patient:{event.survivor.id}", f"patient:{event.retired.id}"
+    OutboxItem.objects.filter(
+        lane=theirs, state=OutboxItem.State.QUEUED, destination__kind=Destination.Kind.HL7
+    ).update(lane=ours)
+    retired = [i for i in unit.pending(PatientIdentifier) if i.patient_id == event.retired.id]
+    _queue_adt(
+        unit,
+        "merged",
+        event.survivor,
+        _current_identifiers(event.survivor.id),
+        retired=_patient(event.retired, retired or _current_identifiers(event.retired.id)),
+    )
+
+
 # ---------------------------------------------------------------------------------------- the FHIR mirror
 
 
@@ -208,7 +277,7 @@ def on_study_matched(event: StudyMatched, unit: Unit) -> None:
 
 def on_study_grew(event: StudyGrew, unit: Unit) -> None:
     """The study has more objects: tell the FHIR servers again."""
-    if event.match is None or not _may_mirror():
+    if event.match is None or not _listens("fhir"):
         return
     patient_id = _patient_of_procedure(event.match.procedure_id)
     for destination in subscribed():
@@ -218,7 +287,7 @@ def on_study_grew(event: StudyGrew, unit: Unit) -> None:
 
 def on_study_overlaid(event: StudyOverlaid, unit: Unit) -> None:
     """What we answer about the study has changed."""
-    if not _may_mirror():
+    if not _listens("fhir"):
         return
     match = StudyMatch.objects.filter(study_id=event.study.id, undone_at=None).first()
     if match is not None:
@@ -232,14 +301,21 @@ def on_order_changed(event: OrderChanged, unit: Unit) -> None:
 
 
 def on_patient_changed(event: PatientChanged, unit: Unit) -> None:
-    """What FHIR servers were told of the patient is told again."""
+    """ADT to those who want it; what FHIR servers were told of the patient is told again."""
+    happened = "created" if event.created else "changed"
+    _queue_adt(unit, happened, event.patient, event.identifiers, event.visit)
     if not event.created:
         _mirror_again(unit, event.patient.id, [f"Patient/{event.patient.id}"])
 
 
 def on_patients_merged(event: PatientsMerged, unit: Unit) -> None:
-    """Both patients, and everything that changed its owner, to the servers that know them."""
-    if not _may_mirror():
+    """ADT of a merge; both patients, and everything that changed its owner, to the FHIR servers that know them.
+
+    HL7 has no message for a merge undone: the change of the retired patient that follows registers it again.
+    """
+    if not event.undone:
+        _tell_merge(event, unit)
+    if not _listens("fhir"):
         return
     requests = event.moved.get("imagingservicerequest", [])
     procedures = RequestedProcedure.objects.filter(request_id__in=requests)
@@ -257,7 +333,7 @@ def _mirror_again(
 ) -> None:
     """Queue the resources for those servers that were told of them, or are about to be."""
     resources = list(resources)
-    if not resources or not _may_mirror():
+    if not resources or not _listens("fhir"):
         return
     known = set(MirrorState.objects.filter(resource__in=resources).values_list("destination_id", "resource"))
     about = (
@@ -316,9 +392,14 @@ def queue(
     facts: Mapping[str, Any],
 ) -> OutboxItem:
     """Add one item to the unit, and ring for the worker after COMMIT."""
+    chosen = setting(destination, "lane")
+    if chosen == "destination":
+        lane = "all"
+    elif chosen == "patient" and patient_id:
+        lane = f"patient:{patient_id}"
     item = OutboxItem(
         destination=destination,
-        lane="all" if setting(destination, "lane") == "destination" else lane,
+        lane=lane,
         kind=kind,
         subject=subject,
         patient_id=patient_id,
@@ -339,7 +420,7 @@ def subscribed() -> list[Destination]:
 
 
 def takes(destination: Destination, kind: str) -> bool:
-    """Whether the destination wants messages of this kind: `ORU`, `ORM` over HL7, `FHIR` for a FHIR server."""
+    """Whether the destination wants this kind: ORU, MDM, ORM, OMG, OMI, ADT over HL7; FHIR for a FHIR server."""
     if kind == "FHIR":
         return destination.kind == Destination.Kind.FHIR
     return destination.kind == Destination.Kind.HL7 and kind in destination.messages
@@ -384,20 +465,8 @@ def _order_facts(
     placer = procedure if procedure.placer_order_number else request
     filler = procedure if procedure.filler_order_number else request
     return {
-        "patient": {
-            "name": patient.patient_name,
-            "birth_date": patient.patient_birth_date,
-            "sex": patient.patient_sex,
-            "identifiers": [_identifier(i) for i in sorted(identifiers, key=lambda i: (i.position, i.id))],
-        },
-        "visit": {
-            "admission_id": visit.admission_id,
-            "issuer": visit.issuer_of_admission_id,
-            "patient_class": visit.patient_class,
-            "location": visit.current_patient_location,
-        }
-        if visit
-        else None,
+        "patient": _patient(patient, identifiers),
+        "visit": _visit(visit),
         "order": {
             "placer": placer.placer_order_number,
             "placer_issuer": placer.placer_issuer,
@@ -410,14 +479,39 @@ def _order_facts(
             "referring": request.referring_physician_name,
             "referring_id": request.referring_physician_id,
         },
-        "procedure": {
-            "requested_procedure_id": procedure.requested_procedure_id,
-            "code_value": procedure.code_value,
-            "scheme": procedure.coding_scheme_designator,
-            "meaning": procedure.code_meaning,
-            "description": procedure.requested_procedure_description,
-            "reason": procedure.reason_for_the_requested_procedure,
-        },
+        "procedure": _procedure(procedure),
+    }
+
+
+def _procedure(procedure: RequestedProcedure) -> dict[str, str]:
+    return {
+        "requested_procedure_id": procedure.requested_procedure_id,
+        "study_instance_uid": procedure.study_instance_uid,
+        "code_value": procedure.code_value,
+        "scheme": procedure.coding_scheme_designator,
+        "meaning": procedure.code_meaning,
+        "description": procedure.requested_procedure_description,
+        "reason": procedure.reason_for_the_requested_procedure,
+    }
+
+
+def _patient(patient: Patient, identifiers: Iterable[PatientIdentifier]) -> dict[str, Any]:
+    return {
+        "name": patient.patient_name,
+        "birth_date": patient.patient_birth_date,
+        "sex": patient.patient_sex,
+        "identifiers": [_identifier(i) for i in sorted(identifiers, key=lambda i: (i.position, i.id))],
+    }
+
+
+def _visit(visit: Visit | None) -> dict[str, str] | None:
+    if visit is None:
+        return None
+    return {
+        "admission_id": visit.admission_id,
+        "issuer": visit.issuer_of_admission_id,
+        "patient_class": visit.patient_class,
+        "location": visit.current_patient_location,
     }
 
 
@@ -433,27 +527,32 @@ def _identifier(identifier: PatientIdentifier) -> dict[str, str]:
     }
 
 
-# ------------------------------------------------------------------------------------- is there a mirror?
+# ------------------------------------------------------------------------------------ does anybody listen?
 
-# Orders and patients change by the thousand; where no FHIR server is told, that must cost nothing. A server that
-# was just added has been told of nothing yet, so these seconds cannot lose a change.
+# Orders and patients change by the thousand; where nobody is told, that must cost nothing. These seconds cannot
+# lose a change for a FHIR server, which has been told of nothing yet when it was just added; ADT begins with them.
 _REMEMBERED_SECONDS = 2.0
-_remembered: tuple[float, bool] = (0.0, False)
+_remembered: tuple[float, frozenset[str]] = (0.0, frozenset())
 
 
-def _may_mirror() -> bool:
-    """Whether a FHIR destination is switched on, as of the last two seconds."""
+def _listens(who: str) -> bool:
+    """Whether a destination for `fhir` or `adt` is switched on, as of the last two seconds."""
     global _remembered
-    at, answer = _remembered
+    at, found = _remembered
     if time.monotonic() - at > _REMEMBERED_SECONDS or at == 0.0:
-        answer = Destination.objects.filter(kind=Destination.Kind.FHIR, enabled=True).exists()
-        _remembered = (time.monotonic(), answer)
-    return answer
+        found = frozenset(
+            word
+            for destination in subscribed()
+            for kind, word in (("FHIR", "fhir"), ("ADT", "adt"))
+            if takes(destination, kind)
+        )
+        _remembered = (time.monotonic(), found)
+    return who in found
 
 
 def _forget(**_: Any) -> None:
     global _remembered
-    _remembered = (0.0, False)
+    _remembered = (0.0, frozenset())
 
 
 post_save.connect(_forget, sender=Destination, dispatch_uid="outbox-forget-saved")

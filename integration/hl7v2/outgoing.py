@@ -4,6 +4,7 @@ The composers take `facts`, the plain values that integration/outbox.py froze wi
 whose settings (integration/destinations.py) say how it wants to be spoken to.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -14,7 +15,7 @@ import hl7
 from common.clock import to_site
 from common.names import PersonName, parse_pn
 from integration.destinations import setting
-from integration.hl7v2 import charsets, composing, escapes
+from integration.hl7v2 import charsets, composing, conformance, escapes
 from integration.hl7v2.errors import Refused
 from integration.hl7v2.names import write_cnn, write_xcn, write_xpn
 from integration.hl7v2.reading import NULL, Message, parse
@@ -25,8 +26,22 @@ from integration.models import Destination
 
 Segments = list[tuple[str, dict[int, Any]]]
 
-# Versions of which hl7apy 1.3.5 can pass a right message of the structure (reference: it never passes ORM_O01).
-_HL7APY_PASSES = {"ORU_R01": ("2.4", "2.5", "2.5.1", "2.6")}
+# Where our ids stand in ORC and OBR, unless the destination's `ids` say otherwise.
+_PLACES = {
+    "placer": "ORC-2 OBR-2",
+    "filler": "ORC-3 OBR-3",
+    "procedure": "OBR-19",
+    "step": "OBR-20",
+    "study": "",
+}
+_PLACE = re.compile(r"(ORC|OBR)-([1-9][0-9]?)")
+_EI_FIELDS = {("ORC", 2), ("ORC", 3), ("ORC", 4), ("OBR", 2), ("OBR", 3)}
+
+
+class Payload(str):
+    """The Base64 text of a document: hl7apy, slow on megabytes, is shown a placeholder for it."""
+
+    __slots__ = ()
 
 
 class ComposeError(Exception):
@@ -67,12 +82,7 @@ def style_of(destination: Destination) -> Style:
 
 def header(destination: Destination, style: Style, kind: str, event: str, control_id: str, at: str) -> Any:
     """MSH (chapter 2.15.9). `at` is the instant of the fact, ISO 8601: the same bytes whenever it is composed."""
-    from common.models import Site
-
-    facility = setting(destination, "sending_facility")
-    if not facility:
-        site = Site.objects.filter(pk=1).only("name").first()
-        facility = site.name if site else "Orderly"
+    facility = facility_of(destination)
     structure = structure_of(kind, event) if style.at_least("2.3.1") else ""
     enhanced = bool(setting(destination, "enhanced"))
     return (
@@ -88,11 +98,27 @@ def header(destination: Destination, style: Style, kind: str, event: str, contro
             11: setting(destination, "processing_id"),
             12: style.version,
             15: "AL" if enhanced else "",
-            16: "NE" if enhanced else "",
+            16: ("AL" if setting(destination, "application_ack") else "NE") if enhanced else "",
             17: setting(destination, "country"),
             18: style.charset if style.charset != "ASCII" else "",
         },
     )
+
+
+def facility_of(destination: Destination) -> str:
+    """Who speaks, MSH-4: the destination's own word for us, else the site's name."""
+    from common.models import Site
+
+    facility = str(setting(destination, "sending_facility"))
+    if not facility:
+        site = Site.objects.filter(pk=1).only("name").first()
+        facility = site.name if site else "Orderly"
+    return facility
+
+
+def evn(at: str, style: Style, event: str) -> tuple[str, dict[int, Any]]:
+    """EVN: when it happened (chapter 3.4.1); EVN-1 only for versions that still have it."""
+    return ("EVN", {1: "" if style.at_least("2.7") else event, 2: instant(at)})
 
 
 def pid(patient: Mapping[str, Any]) -> tuple[str, dict[int, Any]]:
@@ -101,7 +127,7 @@ def pid(patient: Mapping[str, Any]) -> tuple[str, dict[int, Any]]:
         "PID",
         {
             1: "1",
-            3: [_cx(i) for i in patient["identifiers"]],
+            3: [cx(i) for i in patient["identifiers"]],
             5: write_xpn(parse_pn(patient["name"])) or None,
             7: patient["birth_date"],
             8: patient["sex"],
@@ -109,18 +135,62 @@ def pid(patient: Mapping[str, Any]) -> tuple[str, dict[int, Any]]:
     )
 
 
-def pv1(visit: Mapping[str, Any], order: Mapping[str, Any], style: Style) -> tuple[str, dict[int, Any]]:
-    """PV1: class, place, referring physician and visit number (chapter 3.4.3)."""
-    return (
-        "PV1",
-        {
-            1: "1",
-            2: visit["patient_class"] or "U",
-            3: tuple(visit["location"].split("^")),
-            8: xcn(order["referring_id"], order["referring"], style),
-            19: (visit["admission_id"], "", "", visit["issuer"]),
-        },
-    )
+def pv1(
+    visit: Mapping[str, Any] | None, order: Mapping[str, Any] | None, style: Style
+) -> tuple[str, dict[int, Any]]:
+    """PV1: class, place, referring physician and visit number (chapter 3.4.3); class U where no visit is known."""
+    fields: dict[int, Any] = {1: "1", 2: (visit["patient_class"] if visit else "") or "U"}
+    if visit:
+        fields[3] = tuple(visit["location"].split("^"))
+        fields[19] = (visit["admission_id"], "", "", visit["issuer"], "VN") if visit["admission_id"] else None
+    if order:
+        fields[8] = xcn(order["referring_id"], order["referring"], style)
+    return ("PV1", fields)
+
+
+def place_ids(
+    facts: Mapping[str, Any],
+    destination: Destination,
+    orc: dict[int, Any],
+    obr: dict[int, Any],
+    procedure: Mapping[str, Any] | None = None,
+) -> Segments:
+    """Write the numbers of an order into ORC and OBR where the destination wants them; returns a ZDS if it wants one.
+
+    Raises ComposeError for a place that is none.
+    """
+    placer, filler = numbers(facts, destination)
+    order, own = facts["order"], procedure or facts["procedure"]
+    accession = (order["accession"], order["accession_issuer"]) if order["accession"] else None
+    values = {
+        "accession": accession,
+        "placer": placer,
+        "filler": filler,
+        "procedure": (own["requested_procedure_id"],),
+        "step": (facts.get("step_id", "") if procedure is None else "",),
+        "study": (own.get("study_instance_uid", ""),),
+    }
+    usual = {"accession": "OBR-18" if setting(destination, "accession") == "OBR-18" else "", **_PLACES}
+    said = setting(destination, "ids")
+    if unknown := set(said) - set(values):
+        raise ComposeError(
+            f"Setting `ids` of {destination.name} names {min(unknown)}, which is no id of ours."
+        )
+    zds = False
+    for name, value in values.items():
+        for place in str(said.get(name, usual[name])).split():
+            if place == "ZDS" and name == "study":
+                zds = True
+                continue
+            found = _PLACE.fullmatch(place)
+            if not found:
+                raise ComposeError(f"Setting `ids` of {destination.name}: {place} is no field of ORC or OBR.")
+            segment, number = found[1], int(found[2])
+            if value:
+                fields = orc if segment == "ORC" else obr
+                fields[number] = value if (segment, number) in _EI_FIELDS else value[0]
+    uid = values["study"][0]
+    return [("ZDS", {1: (uid, "", "Application", "DICOM")})] if zds and uid else []
 
 
 def numbers(facts: Mapping[str, Any], destination: Destination) -> tuple[Any, Any]:
@@ -179,34 +249,30 @@ def check(raw: bytes, segments: Segments, style: Style) -> None:
     except Refused as refused:
         raise ComposeError(f"The composed message cannot be read back: {refused}") from None
     _compare(read, segments, style)
-    if len(hl7.parse(read.text, encoding="utf-8")) != len(segments):
-        raise ComposeError("python-hl7 reads another number of segments than were composed.")
-    structure = read.header.value(9, 3)
-    if read.version in _HL7APY_PASSES.get(structure, ()) and len(style.separators.msh_2) == 4:
-        _conforms(read.text)
+    _read_by_python_hl7(read.text, len(segments))
+    if conformance.can_check(read.header.value(9, 3), read.version) and len(style.separators.msh_2) == 4:
+        short = [(name, _without_payload(fields)) for name, fields in segments]
+        text = composing.message(short, style.separators, "UNICODE UTF-8").decode()
+        if fault := conformance.fault(text):
+            raise ComposeError(f"hl7apy finds it not conformant: {fault}")
 
 
-def _conforms(text: str) -> None:
-    """hl7apy's own validation of structure, cardinality and data types."""
-    from hl7apy.exceptions import HL7apyException
-    from hl7apy.parser import parse_message
-
+def _read_by_python_hl7(text: str, segments: int) -> None:
     try:
-        parse_message(text, find_groups=True).validate()
-    except HL7apyException as error:
-        raise ComposeError(
-            f"hl7apy finds it not conformant ({type(error).__name__}): {_named(error)}"
-        ) from None
+        found = len(hl7.parse(text, encoding="utf-8"))
+    except Exception as error:
+        raise ComposeError(f"python-hl7 cannot read what was composed ({type(error).__name__}).") from None
+    if found != segments:
+        raise ComposeError("python-hl7 reads another number of segments than were composed.")
 
 
-def _named(error: Exception) -> str:
-    """The error's text if it only names elements; a text that may quote a value is left out."""
-    text = str(error)
-    return (
-        text
-        if text.startswith(("Missing required child", "Invalid children", "Child limit exceeded"))
-        else ""
-    )
+def _without_payload(fields: Mapping[int, Any]) -> dict[int, Any]:
+    return {
+        number: tuple("QUJD" if isinstance(part, Payload) else part for part in value)
+        if isinstance(value, tuple)
+        else value
+        for number, value in fields.items()
+    }
 
 
 def _compare(read: Message, segments: Segments, style: Style) -> None:
@@ -248,7 +314,8 @@ def _fitter(style: Style) -> Callable[[Any], str]:
     return fitted
 
 
-def _cx(identifier: Mapping[str, Any]) -> tuple[Any, ...]:
+def cx(identifier: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A patient's identifier as CX: value, authority, type."""
     authority = (identifier["namespace"], identifier["universal_id"], identifier["universal_id_type"])
     return (identifier["value"], "", "", authority, identifier["type_code"])
 

@@ -4,9 +4,12 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from integration.hl7v2 import framing
+from integration.hl7v2.acks import AckCode, asking_of, build
 from integration.hl7v2.errors import Refused
 from integration.hl7v2.framing import Decoder, Fault, Frame
 from integration.hl7v2.reading import Message, parse
@@ -39,6 +42,18 @@ class Answer:
         """Whether the peer has taken the message over: AA or CA."""
         return self.code in ("AA", "CA")
 
+    def ruled(self, rules: Mapping[str, str]) -> str:
+        """`accept`, `park` or `retry`: the closest of a destination's rules (`AE:207`, `207`, `AE`), else our own."""
+        for code in self.error_codes:
+            for key in (f"{self.code}:{code}", code):
+                if key in rules:
+                    return rules[key]
+        if self.code in rules:
+            return rules[self.code]
+        if self.accepted:
+            return "accept"
+        return "park" if self.permanent else "retry"
+
     @property
     def permanent(self) -> bool:
         """Whether sending the same bytes again cannot help: table 0357 says 200 to 203, or AE/CE without 206, 207."""
@@ -51,7 +66,8 @@ class Sender:
     """One connection to one endpoint. Not for several threads at once.
 
     `connect_timeout`, `ack_timeout` and `write_timeout` are seconds. `tls` wraps the socket, with `server_name`
-    checked when the context checks names.
+    checked when the context checks names. With `application_ack` (enhanced mode) a CA is not the end: the
+    application's AA, AE or AR follows as a message of its own, which is acknowledged where it asks for that.
     """
 
     def __init__(
@@ -64,6 +80,7 @@ class Sender:
         connect_timeout: float = 5.0,
         ack_timeout: float = 30.0,
         write_timeout: float = 30.0,
+        application_ack: bool = False,
     ) -> None:
         self.host, self.port = host, port
         self.tls, self.server_name = tls, server_name
@@ -72,6 +89,7 @@ class Sender:
             ack_timeout,
             write_timeout,
         )
+        self.application_ack = application_ack
         self._socket: socket.socket | None = None
         self._decoder = Decoder(_LARGEST_ACK)
 
@@ -157,7 +175,11 @@ class Sender:
             for event in events:
                 found = _answer(event)
                 if found and found[0] == control_id and answer is None:
+                    if self.application_ack and found[1].code == "CA":
+                        deadline = time.monotonic() + self.ack_timeout
+                        continue
                     answer = found[1]
+                    self._acknowledge(answer)
                     continue
                 foreign += 1
                 logger.warning(
@@ -167,6 +189,14 @@ class Sender:
                     raise NotAnswered(f"{self.host}:{self.port} keeps sending what is no ACK of our message")
             if answer:
                 return answer
+
+    def _acknowledge(self, answer: Answer) -> None:
+        """The commit ACK of an application ACK that asks for one in its own MSH-15."""
+        asked = asking_of(answer.raw)
+        if self._socket is None or asked.accept not in ("AL", "SU") or answer.code[:1] != "A":
+            return
+        self._socket.settimeout(self.write_timeout)
+        self._socket.sendall(framing.encode(build(asked, AckCode.CA, at=datetime.now(UTC))))
 
     def _drop_if_closed(self) -> None:
         """Notice a peer that closed the idle connection, and read past surplus ACKs, before the next message."""
