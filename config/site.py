@@ -73,6 +73,15 @@ def _check_destination(rest: dict[str, Any]) -> None:
             raise KeyFault(key, f"must be {_KINDS[type(default)]}")
 
 
+def _check_ae(rest: dict[str, Any]) -> None:
+    from worklist import peers
+
+    try:
+        peers.read(rest)
+    except ValueError as trouble:
+        raise KeyFault("worklist", str(trouble)) from None
+
+
 class KeyFault(ValueError):
     """A value that a room does not take; `key` is at fault."""
 
@@ -156,6 +165,7 @@ SECTIONS = {
         rest="settings",
         rest_keys=_ae_keys,
         required=("title", "services"),
+        check=_check_ae,
     ),
     "station": Section(
         Station,
