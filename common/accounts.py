@@ -34,6 +34,8 @@ GRANTS: dict[str, dict[str, tuple[Role, ...]]] = {
     "pacs.study": {"view": _CARE},
     "pacs.setaside": {"view": (C, T, A, X), "change": (C, A, X)},
     "pacs.applicationentity": {"view": (T, A, X), "add": _WIRES, "change": _WIRES, "delete": _WIRES},
+    "pacs.routingrule": {"view": (T, A, X), "add": _WIRES, "change": _WIRES, "delete": _WIRES},
+    "pacs.forwarding": {"view": (T, A, X), "change": (A, X)},
     "integration.message": {"view": (C, A, X), "change": (C, A, X)},
     "integration.outboxitem": {"view": (C, A, X), "change": (C, A, X)},
     "integration.source": {"view": _WIRES, "add": _WIRES, "change": _WIRES},

@@ -86,6 +86,9 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("outbox", "parked"): Kind(
         "Parked deliveries", "could not be made or sent", True, "integration.outboxitem", {"state": "parked"}
     ),
+    ("routing", "*"): Kind(
+        "Studies to send on", "not yet at the node that a rule names", model="pacs.forwarding"
+    ),
     ("set_aside", "*"): Kind("Objects set aside", "kept, but not in the index", True, "pacs.setaside"),
 }
 

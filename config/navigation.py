@@ -76,6 +76,8 @@ ROOMS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Studies", "pacs.study", "imagesmode"),
             ("Set aside", "pacs.setaside", "report"),
             ("Application entities", "pacs.applicationentity", "lan"),
+            ("Routing rules", "pacs.routingrule", "alt_route"),
+            ("Studies sent on", "pacs.forwarding", "forward"),
         ),
     ),
     (

@@ -13,8 +13,8 @@ from django.urls import URLPattern
 from common import audit
 from common.desk import DefaultFilter, DeskAdmin, chip
 from common.templatetags.orderly import moment, pn, short, size
-from pacs import aside
-from pacs.models import ApplicationEntity, Overlay, SetAside, Study
+from pacs import aside, routing
+from pacs.models import ApplicationEntity, Forwarding, Overlay, RoutingRule, SetAside, Study
 
 Beside = Callable[[Study], Iterable[tuple[str, str]]]
 beside: list[Beside] = []
@@ -188,3 +188,71 @@ class ApplicationEntityAdmin(DeskAdmin):
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         audit.record_request(request, "configure", "application entity", objects=[obj.pk])
+
+
+@admin.register(RoutingRule)
+class RoutingRuleAdmin(DeskAdmin):
+    """Which arriving studies are sent on, and where to."""
+
+    writable = deletable = True
+    list_display = ("name", "destination", "modalities", "calling_aes", "description", "enabled")
+    list_filter = ("enabled", "destination")
+    search_fields = ("name", "description")
+    empty_hint = "Without a rule nothing is sent on. A rule without conditions sends every study."
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        audit.record_request(request, "configure", "routing rule", objects=[obj.pk])
+
+
+@admin.register(Forwarding)
+class ForwardingAdmin(DeskAdmin):
+    """Studies on their way to other nodes."""
+
+    detail_template = "admin/pacs/forwarding.html"
+    list_display = ("created", "destination", "uid", "arrived", "state_chip", "attempts", "detail_shown")
+    list_filter = ("state", "rule")
+    search_fields = ("study__study_instance_uid", "rule__name")
+    search_help_text = "Study Instance UID or rule"
+    empty_hint = "Nothing was sent on yet. Routing rules say what is."
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("rule__destination", "study")
+
+    @admin.display(description="Since", ordering="created_at")
+    def created(self, row: Forwarding) -> str:
+        return moment(row.created_at)
+
+    @admin.display(description="Destination")
+    def destination(self, row: Forwarding) -> str:
+        return row.rule.destination.title
+
+    @admin.display(description="Study Instance UID")
+    def uid(self, row: Forwarding) -> str:
+        return short(row.study.study_instance_uid, 32)
+
+    @admin.display(description="Arrived there")
+    def arrived(self, row: Forwarding) -> str:
+        return f"{len(row.sent)} of {row.study.number_of_study_related_instances}"
+
+    @admin.display(description="State", ordering="state")
+    def state_chip(self, row: Forwarding) -> str:
+        return chip(row.state, row.get_state_display())
+
+    @admin.display(description="Trouble")
+    def detail_shown(self, row: Forwarding) -> str:
+        return row.detail or "–"
+
+    def detail(self, request: HttpRequest, row: Forwarding) -> dict[str, Any]:
+        return {"title": "Study sent on", "waits": row.state != Forwarding.State.SENT}
+
+    def own_urls(self) -> list[URLPattern]:
+        return [self.door("<uuid:pk>/again/", self.again, "again", post=True)]
+
+    def again(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """Send now what has not arrived."""
+        row = get_object_or_404(Forwarding, pk=pk)
+        routing.again(row)
+        audit.record_request(request, "send", "study", objects=[row.study_id])
+        messages.success(request, "It is sent again now.")
+        return redirect(self.url_of(row))

@@ -166,3 +166,22 @@ def test_a_dead_node_holds_up_no_other(spooled: Any) -> None:
         stopping.set()
         silent.close()
         router.join(60)
+
+
+def test_a_parked_study_stands_at_the_desk_and_is_sent_again_by_a_click(spooled: Any, client: Any) -> None:
+    from django.contrib.auth import get_user_model
+
+    ApplicationEntity.objects.create(title="RECEIVER", host="*", port=None)
+    rule()
+    spooled()
+    settle()
+    Forwarding.objects.update(attempts=routing.PARKED_AFTER - 1)
+    drain()
+    row = Forwarding.objects.get()
+    client.force_login(get_user_model().objects.create_superuser("root", password="x"))
+    for address in ("/admin/pacs/forwarding/", "/admin/pacs/routingrule/", "/admin/pacs/routingrule/add/"):
+        assert client.get(address).status_code == 200
+    page = client.get(f"/admin/pacs/forwarding/{row.pk}/change/")
+    assert page.status_code == 200 and "has no address and port" in page.content.decode()
+    assert client.post(f"/admin/pacs/forwarding/{row.pk}/again/").status_code == 302
+    assert Forwarding.objects.get().state == "waiting"
