@@ -101,6 +101,7 @@ def test_random_kills_lose_nothing_that_was_acknowledged(any_source, port):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_two_hundred_kills_at_random_points(any_source, port):
     import random
 

@@ -15,7 +15,7 @@ from ris.models import Patient
 from tests.integration.hl7v2.making import adt
 from tests.integration.hl7v2.test_composing import MSH, SETS, texts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def bad_frames(chance: random.Random, count: int) -> list[bytes]:
