@@ -15,7 +15,7 @@ from fpdf.errors import FPDFException
 from fpdf.fonts import TTFFont
 
 from common.clock import to_site
-from common.names import parse_pn
+from common.names import PersonName, parse_pn
 
 _FONT = "Fira Sans"
 _MARGIN_MM = 20
@@ -49,9 +49,9 @@ def report_pdf(
         page = _Page(facility, fonts)
         _head(page, facts)
         for name, lines in sections:
-            page.title(_TITLES.get(name, name.capitalize()))
+            page.put_title(_TITLES.get(name, name.capitalize()))
             for line in lines:
-                page.text(line)
+                page.put_text(line)
         _foot(page, facts["report"])
         return page.finished(datetime.fromisoformat(facts["report"]["signed_at"]))
     except (FPDFException, OSError) as error:
@@ -62,24 +62,27 @@ def report_pdf(
 
 def _head(page: "_Page", facts: Mapping[str, Any]) -> None:
     patient, order, procedure = facts["patient"], facts["order"], facts["procedure"]
-    page.heading(_STATUS.get(facts["report"]["status"], "Report"))
+    page.put_heading(_STATUS.get(facts["report"]["status"], "Report"))
     person = parse_pn(patient["name"])
-    page.line("Patient", person.display())
-    page.line("Born, sex", "  ".join(p for p in (_day(patient["birth_date"]), patient["sex"]) if p))
+    whole = person.display()  # with the ideographic name, where a font draws it
+    page.put_row(
+        "Patient", whole if page.draws(whole) else PersonName(alphabetic=person.alphabetic).display()
+    )
+    page.put_row("Born, sex", "  ".join(p for p in (_day(patient["birth_date"]), patient["sex"]) if p))
     first = next(iter(patient["identifiers"]), None)
     if first:
-        page.line("Patient ID", "  ".join(p for p in (first["value"], first["namespace"]) if p))
-    page.line("Examination", procedure["meaning"] or procedure["description"] or procedure["code_value"])
-    page.line("Performed", _moment(facts["started"]))
-    page.line("Accession", order["accession"])
-    page.line("Requested by", parse_pn(order["requested_by"]).display() if order["requested_by"] else "")
+        page.put_row("Patient ID", "  ".join(p for p in (first["value"], first["namespace"]) if p))
+    page.put_row("Examination", procedure["meaning"] or procedure["description"] or procedure["code_value"])
+    page.put_row("Performed", _moment(facts["started"]))
+    page.put_row("Accession", order["accession"])
+    page.put_row("Requested by", parse_pn(order["requested_by"]).display() if order["requested_by"] else "")
 
 
 def _foot(page: "_Page", report: Mapping[str, Any]) -> None:
-    page.gap()
-    page.line("Signed by", parse_pn(report["signer_name"]).display())
-    page.line("Signed at", _moment(report["signed_at"]))
-    page.line("Version", str(report["number"]))
+    page.put_gap()
+    page.put_row("Signed by", parse_pn(report["signer_name"]).display())
+    page.put_row("Signed at", _moment(report["signed_at"]))
+    page.put_row("Version", str(report["number"]))
 
 
 class _Page(FPDF):
@@ -105,7 +108,7 @@ class _Page(FPDF):
         self.add_page()
 
     def header(self) -> None:
-        self._put(self._facility, 9)
+        self._put_block(self._facility, 9)
         self.ln(2)
 
     def footer(self) -> None:
@@ -113,39 +116,43 @@ class _Page(FPDF):
         self.set_font(_FONT, "", 8)
         self.cell(0, 4, f"Page {self.page_no()} of {{nb}}", align="R")
 
-    def heading(self, text: str) -> None:
-        self._put(text, 16, "B", 9)
+    def put_heading(self, text: str) -> None:
+        self._put_block(text, 16, "B", 9)
         self.ln(2)
 
-    def title(self, text: str) -> None:
+    def put_title(self, text: str) -> None:
         self.ln(4)
-        self._put(text, 11, "B", 6)
+        self._put_block(text, 11, "B", 6)
 
-    def text(self, text: str) -> None:  # type: ignore[override]
-        self._put(text, 10.5)
+    def put_text(self, text: str) -> None:
+        self._put_block(text, 10.5)
 
-    def line(self, name: str, value: str) -> None:  # type: ignore[override]
+    def put_row(self, name: str, value: str) -> None:
         """One row of the head; a row without a value is left out."""
         if not value:
             return
         self.set_font(_FONT, "B", 9.5)
         self.cell(32, _LINE_MM, name)
-        self._put(value, 9.5)
+        self._put_block(value, 9.5)
 
-    def gap(self) -> None:
+    def put_gap(self) -> None:
         self.ln(6)
+
+    def draws(self, text: str) -> bool:
+        """Whether the fonts have every character."""
+        return all(ord(c) in self._drawn for c in _plain_text(text))
 
     def finished(self, at: datetime) -> bytes:
         """The document; `at` is when it says it was made."""
         self.set_creation_date(at.astimezone(UTC))
         return bytes(self.output())
 
-    def _put(self, text: str, size: float, style: str = "", height: float = _LINE_MM) -> None:
+    def _put_block(self, text: str, size: float, style: str = "", height: float = _LINE_MM) -> None:
         self.set_font(_FONT, style, size)
         self.multi_cell(0, height, self._checked(text), new_x="LMARGIN", new_y="NEXT", align="L")
 
     def _checked(self, text: str) -> str:
-        plain = "".join(_plain(c) for c in unicodedata.normalize("NFC", text.expandtabs(4)))
+        plain = _plain_text(text)
         lacking = {c for c in plain if ord(c) not in self._drawn}
         if lacking:
             raise CannotDraw(
@@ -156,8 +163,12 @@ class _Page(FPDF):
         return plain
 
 
+def _plain_text(text: str) -> str:
+    """Composed characters, spaces of any width as spaces, and nothing that draws nothing."""
+    return "".join(_plain(c) for c in unicodedata.normalize("NFC", text.expandtabs(4)))
+
+
 def _plain(character: str) -> str:
-    """Spaces of any width as spaces; controls, which draw nothing, not at all."""
     kind = unicodedata.category(character)
     if kind == "Zs":
         return " "
