@@ -245,8 +245,12 @@ class RoutingRule(Row):
 
     name = models.CharField(max_length=100, unique=True)
     destination = models.ForeignKey(ApplicationEntity, on_delete=models.CASCADE, related_name="routing_rules")
-    modalities = ArrayField(models.CharField(max_length=16), default=list, blank=True, help_text="any of these")
-    calling_aes = ArrayField(models.CharField(max_length=16), default=list, blank=True, help_text="sent by any of")
+    modalities = ArrayField(
+        models.CharField(max_length=16), default=list, blank=True, help_text="any of these"
+    )
+    calling_aes = ArrayField(
+        models.CharField(max_length=16), default=list, blank=True, help_text="sent by any of"
+    )
     description = models.CharField(max_length=64, blank=True, help_text="words of the study description")
     enabled = models.BooleanField(default=True)
 
@@ -268,7 +272,9 @@ class Forwarding(Row):
     rule = models.ForeignKey(RoutingRule, on_delete=models.CASCADE, related_name="forwardings")
     study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="forwardings")
     state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
-    sent = ArrayField(models.UUIDField(), default=list, blank=True, help_text="instances that have arrived there")
+    sent = ArrayField(
+        models.UUIDField(), default=list, blank=True, help_text="instances that have arrived there"
+    )
     attempts = models.PositiveIntegerField(default=0, help_text="in a row without getting further")
     next_attempt_at = models.DateTimeField(null=True, blank=True)
     detail = models.CharField(max_length=300, blank=True, help_text="what went wrong last; no health data")
@@ -277,7 +283,9 @@ class Forwarding(Row):
 
     class Meta:
         ordering = ["created_at", "id"]
-        constraints = [models.UniqueConstraint(fields=["rule", "study"], name="one_forwarding_a_rule_and_study")]
+        constraints = [
+            models.UniqueConstraint(fields=["rule", "study"], name="one_forwarding_a_rule_and_study")
+        ]
         indexes = [
             models.Index(
                 fields=["next_attempt_at"], condition=models.Q(state="waiting"), name="forwarding_due"
