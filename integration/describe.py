@@ -1,5 +1,6 @@
 """A message for people: its lines, and its fields with the names the standard gives them (tables of hl7apy)."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -150,8 +151,9 @@ def _library(version: str) -> Any:
 
 
 def _plain(name: str | None) -> str:
-    """The tables' `PATIENT_NAME` as `Patient name`."""
-    return (name or "").replace("_", " ").capitalize()
+    """The tables' `PATIENT_NAME` as `Patient name`, without their examples."""
+    text = re.sub(r" (e g|i e) .*", "", (name or "").replace("_", " ").lower())
+    return re.sub(r"(\w) s (?=\w)", r"\1's ", text).capitalize()
 
 
 @cache

@@ -222,7 +222,7 @@ def _queue_adt(
             continue
         if setting(destination, "adt_from") == "people" and unit.cause.startswith("hl7:"):
             continue
-        if any(
+        if happened == "changed" and any(
             (waiting.destination_id, waiting.kind, waiting.subject) == (destination.id, "ADT", subject)
             for waiting in unit.pending(OutboxItem)
         ):

@@ -138,7 +138,7 @@ def _uuid(text: str) -> UUID | None:
 
 def _due_messages(kept: int) -> QuerySet[Message]:
     """Messages old enough, settled, and not held."""
-    rows = Message.objects.filter(received_at__lt=now() - timedelta(days=kept)).exclude(search.OPEN)
+    rows = Message.objects.filter(received_at__lt=now() - timedelta(days=kept)).exclude(search.UNSETTLED)
     for hold in LegalHold.objects.filter(lifted_at=None):
         rows = _without(rows, hold)
     return rows

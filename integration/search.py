@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 PAGE = 50
 LIMIT_MS = 2000
 RAW_WINDOW = timedelta(days=31)
+_COUNTED = 1000
 _RAW_STEP = 2000  # messages looked through between two looks at the clock
 _WORDS_MOST = 600  # of one message
 _TEXT_MOST = 4000  # characters of one value that are looked at
@@ -256,7 +257,10 @@ class Found:
         return self.rows[-1].pk if self.rows else None
 
 
-OPEN = Q(state__in=Message.OPEN_STATES, solved_at__isnull=True)
+UNSETTLED = Q(state__in=Message.OPEN_STATES, solved_at__isnull=True)
+NEEDING = ("refused", "rejected", "fault", "parked")
+OPEN = Q(state__in=NEEDING, solved_at__isnull=True)
+"""What needs a person; a message that only waits for its turn does not."""
 _TYPE = re.compile(r"(?P<kind>[A-Z]{3})(?:\^(?P<event>[A-Z]\d{0,2})?)?\Z|(?P<alone>[A-Z]\d\d)\Z")
 
 
@@ -454,7 +458,13 @@ def _count(wanted: Wanted, found: Found, branches: list[QuerySet[Message]]) -> t
         return len(found.rows), True
     everything = replace(wanted, before=None, after=None)
     rows = [_narrowed(branch, everything) for branch in _branches(everything)]
-    return max(estimate(one) for one in rows), False
+    about = max(estimate(one) for one in rows)
+    if len(rows) == 1 and about < _COUNTED * 5:  # few, or nobody has counted them lately
+        number = counted(rows[0], _COUNTED)
+        if number < _COUNTED:
+            return number, True
+        return max(number, about), False
+    return about, False
 
 
 def estimate(rows: QuerySet[Any]) -> int:

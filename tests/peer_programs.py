@@ -27,6 +27,7 @@ PEERS = {
     "chromium": "apt-get install chromium",
     "strace": "apt-get install strace",
     "dciodvfy": "apt-get install dicom3tools",
+    "openssl": "apt-get install openssl",
     "Orthanc": "apt-get install orthanc",
     "node": "apt-get install nodejs npm",
     "npm": "apt-get install nodejs npm",

@@ -8,7 +8,7 @@ from django.db.models import Count, Min, Q
 
 from common.clock import now
 from common.templatetags.orderly import span
-from integration.models import Destination, Message, OutboxItem, Source
+from integration.models import Destination, Message, MessageDeed, OutboxItem, Source
 from integration.sources import ProfileError, compile_profile
 
 MOST = 100  # lanes shown, the longest waiting first
@@ -24,6 +24,8 @@ class InLane:
     since: datetime
     head: Message
     behind: list[Message] = field(default_factory=list)
+    parked: MessageDeed | None = None
+    """Who parked the head, when, and why, if a person did."""
 
     @property
     def held(self) -> bool:
@@ -36,7 +38,8 @@ class InLane:
         if not self.held:
             return "Its turn comes with the next sweep."
         texts = [str(e.get("text", "")) for e in self.head.errors if isinstance(e, dict)]
-        return "; ".join(t for t in texts if t) or "A person parked it."
+        by_hand = f"Parked by hand: {self.parked.reason}" if self.parked else "Parked."
+        return "; ".join(t for t in texts if t) or by_hand
 
     @property
     def more(self) -> int:
@@ -128,6 +131,10 @@ def _incoming() -> tuple[list[InLane], list[Message]]:
         for name, count, head, since, behind in found
         if head in rows
     ]
+    deeds = MessageDeed.objects.filter(message__in=[x.head.pk for x in lanes if x.held], what="parked")
+    by_message = {deed.message_id: deed for deed in deeds.order_by("id")}
+    for lane in lanes:
+        lane.parked = by_message.get(lane.head.pk) if lane.held else None
     apart = Message.objects.filter(_STORED, lanes=[]).select_related("source").defer("raw", "ack")
     return lanes, list(apart.order_by("id")[:MOST])
 
@@ -139,7 +146,7 @@ def _refusing() -> list[Refusing]:
     found = []
     for one in counted:
         source = sources.get(one["source"])
-        name = source.name if source else "nobody we know"
+        name = source.name if source else "Nobody we know"
         found.append(Refusing(source, name, _policy(source), one["n"], one["oldest"]))
     return sorted(found, key=lambda r: r.oldest)
 

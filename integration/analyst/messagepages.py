@@ -19,6 +19,7 @@ from common.desk import DeskAdmin, desk_url
 from common.roles import Role, has_role, require
 from integration import retention, search, solving, sources
 from integration.analyst import lanes, preview, traffic
+from integration.analyst.sandbox import NOUNS
 from integration.describe import describe, title_of
 from integration.models import LegalHold, Message, Source
 from integration.search import Wanted
@@ -35,14 +36,6 @@ _PAGES = {
     "imagingservicerequest": "ris.imagingservicerequest",
     "scheduledprocedurestep": "ris.scheduledprocedurestep",
     "report": "ris.report",
-}
-_NOUNS = {
-    "imagingservicerequest": "Order",
-    "requestedprocedure": "Procedure",
-    "scheduledprocedurestep": "Step",
-    "patientidentifier": "Identifier",
-    "patientmerge": "Merge",
-    "reportversion": "Report version",
 }
 
 
@@ -162,7 +155,7 @@ class MessagePages(DeskAdmin):
             "row": row,
             "url": self.url_of(row),
             "about": title_of(row.message_type, row.trigger_event),
-            "open": row.state in Message.OPEN_STATES and row.solved_at is None,
+            "open": row.state in search.NEEDING and row.solved_at is None,
             "trouble": "; ".join(str(e.get("text", "")) for e in row.errors if isinstance(e, dict))[:140],
         }
 
@@ -477,7 +470,7 @@ def changes_of(row: Message) -> list[dict[str, Any]]:
         one = found.setdefault(
             change.object_id,
             {
-                "noun": _NOUNS.get(change.what, change.what.capitalize()),
+                "noun": NOUNS.get(change.what, change.what.capitalize()),
                 "url": desk_url(_PAGES[change.what], change.object_id) if change.what in _PAGES else "",
                 "created": False,
                 "lines": [],

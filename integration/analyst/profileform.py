@@ -87,7 +87,7 @@ class SourceForm(forms.Form):
         self.fields["enabled"] = forms.BooleanField(required=False, help_text=_WHO_NOTES["enabled"])
         for key, default in FIELDS.items():
             self.fields[f"field.{key}"] = forms.CharField(
-                max_length=300, required=False, label=attribute(key).capitalize(),
+                max_length=300, required=False, label=_label(key),
                 widget=forms.TextInput(attrs={"placeholder": default, "spellcheck": "false", "class": "o-mono"}),
             )  # fmt: skip
         for key, policy in POLICIES.items():
@@ -174,8 +174,13 @@ def initial_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return initial
 
 
+def _label(key: str) -> str:
+    text = attribute(key).replace("charset", "character set").replace("timezone", "time zone")
+    return text[0].upper() + text[1:]
+
+
 def _policy_field(key: str, policy: sources.Policy) -> forms.Field:
-    label, note = words(key).capitalize(), policy.note
+    label, note = _label(key), policy.note
     if isinstance(policy.allowed, tuple):
         choices = [(str(v), _choice(v, policy.default)) for v in policy.allowed]
         return forms.ChoiceField(

@@ -217,13 +217,17 @@ def _headers(found: Findings, messages: list[Message]) -> None:
         "Separators": Counter(m.header.field(1) + m.header.field(2) for m in messages),
         "Version": Counter(m.version or "(none)" for m in messages),
         "Declared character set": Counter(m.header.field(18) or "(none)" for m in messages),
-        "Bytes are in": Counter(m.charset or "ASCII" for m in messages),
+        "Bytes are in": Counter(_written(m) for m in messages),
         "Processing ID": Counter(m.processing_id or "(none)" for m in messages),
         "Acknowledgment": Counter(_asked(m) for m in messages),
         "Time zone in MSH-7": Counter(_zone(m) for m in messages),
     }
     found.header = [(name, counted.most_common(6)) for name, counted in said.items() if counted]
     found.warnings = Counter(w.text for m in messages for w in m.warnings).most_common(10)
+
+
+def _written(message: Message) -> str:
+    return "ASCII" if message.raw.isascii() else message.charset or message.codec
 
 
 def _asked(message: Message) -> str:

@@ -58,6 +58,25 @@ _COPIED = (
 )
 _FACTS = (Patient, Visit, ImagingServiceRequest)
 
+NOUNS = {
+    "imagingservicerequest": "Order",
+    "requestedprocedure": "Procedure",
+    "scheduledprocedurestep": "Step",
+    "patientidentifier": "Identifier",
+    "patientmerge": "Merge",
+    "reportversion": "Report version",
+}
+"""What people call a changed row, where the model's name is not it."""
+
+
+_RANKS = ("Patient", "Identifier", "Visit", "Merge", "Order", "Procedure", "Step", "Report")
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Where a row stands when they are listed: people, then orders, then what is done."""
+    last = name.rpartition(", ")[2].capitalize()
+    return next((n for n, word in enumerate(_RANKS) if last.startswith(word)), len(_RANKS)), name
+
 
 class _Undone(Exception):
     """Ends a transaction without keeping anything."""
@@ -77,6 +96,21 @@ class Tried:
     warnings: list[str] = field(default_factory=list)
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     changes: list[tuple[str, str, Any, Any]] = field(default_factory=list)
+
+    @property
+    def made(self) -> list[tuple[str, dict[str, Any]]]:
+        """The rows that it would make, with what would stand in them."""
+        names = dict.fromkeys(name for name, attribute, _, _ in self.changes if attribute == "created")
+        return [(name, self.rows.get(name, {})) for name in sorted(names, key=_rank)]
+
+    @property
+    def changed(self) -> list[tuple[str, list[tuple[str, Any, Any]]]]:
+        """The rows that it would change, with each attribute before and after."""
+        found: dict[str, list[tuple[str, Any, Any]]] = {}
+        for name, attribute, before, after in self.changes:
+            if attribute != "created":
+                found.setdefault(name, []).append((attribute, before, after))
+        return sorted(found.items(), key=lambda item: _rank(item[0]))
 
 
 @contextmanager
@@ -343,7 +377,7 @@ def _said(value: Any) -> Any:
 def _changes(after: int, named: Mapping[str, Row]) -> Iterator[tuple[str, str, Any, Any]]:
     names = {row.pk: name for name, row in named.items()}
     for change in Change.objects.filter(pk__gt=after).order_by("id"):
-        name = names.get(change.object_id, change.what.capitalize())
+        name = names.get(change.object_id) or NOUNS.get(change.what, change.what.capitalize())
         if change.values.get("created"):
             yield name, "created", None, True
             continue

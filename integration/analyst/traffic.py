@@ -47,6 +47,8 @@ class Peer:
     p95_ms: float | None = None
     last: datetime | None = None
     waiting: int = 0
+    needing: int = 0
+    """How many of those that wait need a person."""
     oldest: datetime | None = None
     note: str = ""
     tone: str = "ok"
@@ -77,10 +79,11 @@ class Traffic:
     delivered: int = 0
 
     @property
-    def per_minute(self) -> float:
-        """Messages a minute over the window."""
-        _, span, _ = WINDOWS[self.window]
-        return self.total / (span.total_seconds() / 60)
+    def rate(self) -> str:
+        """How many messages a minute, or an hour where that is more than a fraction."""
+        minutes = WINDOWS[self.window][1].total_seconds() / 60
+        a_minute = self.total / minutes
+        return f"{a_minute:.1f} a minute" if a_minute >= 1 else f"{a_minute * 60:.1f} an hour"
 
 
 def look(window: str = "day") -> Traffic:
@@ -126,9 +129,12 @@ def _sources(since: datetime, step: int, count: int) -> list[Peer]:
         cursor.execute(_TOOK, {"latest": _LATEST})
         took = {pk: (ms, last) for pk, ms, last in cursor.fetchall()}
     unsolved = Message.objects.filter(Q(state__in=Message.OPEN_STATES), solved_at__isnull=True)
-    opened: dict[int | None, tuple[int, datetime]] = {
-        one["source"]: (one["n"], one["oldest"])
-        for one in unsolved.order_by().values("source").annotate(n=Count("pk"), oldest=Min("received_at"))
+    needing = Count("pk", filter=~Q(state="waiting"))
+    opened: dict[int | None, tuple[int, datetime, int]] = {
+        one["source"]: (one["n"], one["oldest"], one["needing"])
+        for one in unsolved.order_by()
+        .values("source")
+        .annotate(n=Count("pk"), oldest=Min("received_at"), needing=needing)
     }
     peers = []
     for source in Source.objects.all():
@@ -145,20 +151,18 @@ def _sources(since: datetime, step: int, count: int) -> list[Peer]:
 def _filled(
     peer: Peer,
     series: dict[int, tuple[int, int]],
-    opened: tuple[int, datetime] | None,
+    opened: tuple[int, datetime, int] | None,
     since: datetime,
     step: int,
     count: int,
 ) -> Peer:
     peer.count = sum(n for n, _ in series.values())
     peer.failed = sum(bad for _, bad in series.values())
-    peer.waiting, peer.oldest = opened or (0, None)
+    peer.waiting, peer.oldest, peer.needing = opened or (0, None, 0)
     peer.bars, peer.most = _bars(series, since, step, count)
-    if peer.waiting:
-        peer.tone, peer.note = (
-            "wait",
-            f"{peer.waiting} need a person" if peer.waiting > 1 else "1 needs a person",
-        )
+    if peer.needing:
+        peer.tone = "wait"
+        peer.note = f"{peer.needing} need a person" if peer.needing > 1 else "1 needs a person"
     elif not peer.enabled:
         peer.tone, peer.note = "off", "switched off"
     elif peer.last is None and peer.kind == "source":
@@ -234,7 +238,7 @@ def _destinations(since: datetime, step: int, count: int) -> list[Peer]:
         failed: dict[int, int] = dict(cursor.fetchall())
     unsent = OutboxItem.objects.filter(state__in=("queued", "parked")).order_by().values("destination")
     waiting = {
-        one["destination"]: (one["n"], one["oldest"])
+        one["destination"]: (one["n"], one["oldest"], 0)
         for one in unsent.annotate(n=Count("pk"), oldest=Min("created_at"))
     }
     peers = []

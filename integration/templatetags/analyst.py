@@ -24,6 +24,12 @@ def before(text: Any, mark: str) -> str:
 
 
 @register.filter
+def after(text: Any, mark: str) -> str:
+    """What stands after a mark, or everything where there is none."""
+    return str(text).partition(mark)[2] or str(text)
+
+
+@register.filter
 def grouped(number: Any) -> str:
     """A whole number in groups of three: `1,204,000`; of large estimates only two digits are true."""
     value = int(number or 0)
@@ -31,6 +37,22 @@ def grouped(number: Any) -> str:
         digits = len(str(value)) - 2
         value = round(value / 10**digits) * 10**digits
     return f"{value:,}"
+
+
+@register.filter
+def state_word(state: str) -> str:
+    """A message's state in one word."""
+    return "Not HL7" if state == "fault" else str(state).capitalize()
+
+
+@register.filter
+def profiled(value: Any) -> str:
+    """A profile's value as one reads it: a table by its arrows, a missing one as the default."""
+    if value is None:
+        return "(default)"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} → {v or 'empty'}" for k, v in value.items()) or "(empty)"
+    return said(value)
 
 
 @register.filter

@@ -7,6 +7,9 @@ import pytest
 from integration import inbox, sources
 from integration.models import Message, Source
 from ris.services import authorities, catalogue
+from tests.pages.conftest import log_in, page, shot
+
+__all__ = ["log_in", "page", "shot"]  # the browser's fixtures, for this room's pages too
 
 
 @pytest.fixture(autouse=True)
