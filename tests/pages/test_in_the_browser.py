@@ -129,7 +129,9 @@ def test_a_refused_message_shows_the_place_of_its_fault_and_is_skipped_with_a_re
     page.locator("a.o-queue", has_text="Refused messages").click()
     page.locator("#result_list tbody a").first.click()
     expect(page.locator(".o-raw").first).to_contain_text("P-99999")
-    expect(page.locator(".o-segment:not(.a-bytes)", has_text="ORC").first).to_contain_text("Placer order number")
+    expect(page.locator(".o-segment:not(.a-bytes)", has_text="ORC").first).to_contain_text(
+        "Placer order number"
+    )
     shot("message")
     page.get_by_role("button", name="Skip").first.click()
     page.get_by_label("Why").fill("The HIS has withdrawn it.")
