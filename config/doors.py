@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 
 from django.conf import settings
 
@@ -16,25 +17,30 @@ DOORS = {
     "dicom_tls": "ORDERLY_DICOM_TLS_PORT",
 }
 BACKLOG = 1024
+PATIENCE = 15.0  # seconds that ports of a killed supervisor may take until the kernel gives them back
 
 
 class DoorTaken(RuntimeError):
     """A port cannot be bound; the text says which and what to do."""
 
 
-def open_doors(wanted: list[str], ports: dict[str, int | None] | None = None) -> dict[str, socket.socket]:
+def open_doors(
+    wanted: list[str], ports: dict[str, int | None] | None = None, *, patience: float = 0.0
+) -> dict[str, socket.socket]:
     """Bind and listen; `ports` overrides the settings (0 takes a free port). Raises DoorTaken.
 
-    They listen from now on: who connects while the processes start waits in the backlog and is served.
+    They listen from now on: who connects while the processes start waits in the backlog and is served. A port
+    that is taken is tried again for `patience` seconds in all.
     """
     opened: dict[str, socket.socket] = {}
+    until = time.monotonic() + patience
     for name in wanted:
         if name.endswith("_tls") and not settings.ORDERLY_TLS_CERTIFICATE:
             continue
         asked = (ports or {}).get(name)
         port = getattr(settings, DOORS[name]) if asked is None else asked
         try:
-            opened[name] = _listen(settings.ORDERLY_BIND, port)
+            opened[name] = _listen_by(until, settings.ORDERLY_BIND, port)
         except OSError as trouble:
             for one in opened.values():
                 one.close()
@@ -45,6 +51,16 @@ def open_doors(wanted: list[str], ports: dict[str, int | None] | None = None) ->
 def port_of(door: socket.socket) -> int:
     """The port that a socket is bound to."""
     return int(door.getsockname()[1])
+
+
+def _listen_by(until: float, host: str, port: int) -> socket.socket:
+    while True:
+        try:
+            return _listen(host, port)
+        except OSError as trouble:
+            if trouble.errno != errno.EADDRINUSE or time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -306,20 +306,27 @@ class Supervisor:
             os.close(fd)
 
 
-def end_leftovers(run_file: Path, seconds: float = ORPHAN_SECONDS + 5) -> None:
-    """After a killed supervisor: wait until the processes of its run.json are gone, for they hold its ports."""
+def end_leftovers(run_file: Path, seconds: float = ORPHAN_SECONDS + 5) -> bool:
+    """After a killed supervisor: wait until the processes of its run.json are gone, for they hold its ports.
+
+    Returns whether one was killed. Its ports may be taken for a moment longer: the kernel lets go of a dying
+    process's command line, by which it is known here, before it closes its sockets.
+    """
     try:
         said = json.loads(run_file.read_text())["processes"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError):
+        return True
     deadline = time.monotonic() + seconds
     while left := [one["pid"] for name, one in said.items() if one["pid"] and _is_ours(one["pid"], name)]:
         if time.monotonic() > deadline:
             for pid in left:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
-            return
+            break
         time.sleep(0.05)
+    return True
 
 
 def _is_ours(pid: int, name: str) -> bool:

@@ -17,7 +17,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
 from common.process import die_with_parent, run_file
-from config.doors import DOORS, DoorTaken, open_doors, port_of
+from config.doors import DOORS, PATIENCE, DoorTaken, open_doors, port_of
 from config.postgres import Cluster, PostgresError, check_server
 from config.processes import TABLE
 from config.site import write_site_file
@@ -53,9 +53,13 @@ class Command(BaseCommand):
 
     def _serve(self, options: dict[str, Any]) -> None:
         self._began = time.monotonic()
-        end_leftovers(run_file(settings.DATA_DIR))
+        killed = end_leftovers(run_file(settings.DATA_DIR))
         try:
-            doors = open_doors(list(DOORS), {name: options[name] for name in DOORS})
+            doors = open_doors(
+                list(DOORS),
+                {name: options[name] for name in DOORS},
+                patience=PATIENCE if killed else 0.0,
+            )
         except DoorTaken as trouble:
             raise CommandError(str(trouble)) from None
         embedded = not os.environ.get("DATABASE_URL")
