@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 DCMTK = "apt-get install dcmtk"
 PEERS = {
@@ -40,6 +43,8 @@ NEEDED = {
     "node": "nodejs",
     "npm": "npm",
 }
+# HL7 packages for Node.js, installed below var/ as their lock file says.
+NPM_PEERS = Path(__file__).resolve().parent / "peers" / "npm"
 
 
 def find(program: str) -> str | None:
@@ -47,8 +52,44 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/bin")
 
 
+def npm_modules() -> Path:
+    """The folder of others' HL7 packages for Node.js, installed as the lock file says, once for each lock file.
+
+    Raises FileNotFoundError without npm, CalledProcessError when it cannot install them.
+    """
+    npm = find("npm")
+    if not npm:
+        raise FileNotFoundError("npm")
+    lock = (NPM_PEERS / "package-lock.json").read_bytes()
+    cache = NPM_PEERS.parent.parent.parent / "var" / "test-peers"
+    folder = cache / hashlib.sha256(lock).hexdigest()[:16]
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as made:
+            for name in ("package.json", "package-lock.json"):
+                shutil.copy(NPM_PEERS / name, made)
+            words = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            subprocess.run(words, cwd=made, check=True, capture_output=True, timeout=300)
+            try:
+                (Path(made) / "node_modules").rename(folder)
+            except OSError:  # another worker was faster
+                if not folder.exists():
+                    raise
+    return folder
+
+
 def main() -> None:
     """Install the Debian packages of missing programs when this is root on a Debian; else say what will be skipped."""
+    _install_packages()
+    try:
+        npm_modules()
+    except (OSError, subprocess.SubprocessError):
+        print(
+            f"HL7 packages of npm are missing: tests that need them are skipped ({PEERS['npm']})", flush=True
+        )
+
+
+def _install_packages() -> None:
     packages = sorted({package for program, package in NEEDED.items() if not find(program)})
     if not packages:
         return
