@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -163,14 +163,18 @@ class Demo:
             [*self.manage, "rehearse", *told],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "ORDERLY_DATA_DIR": str(settings.DATA_DIR)},
             text=True,
             start_new_session=True,
         )
+        assert play.stdout is not None and play.stderr is not None
         threading.Thread(target=self._end_with_us, args=(play,), daemon=True).start()
-        assert play.stdout is not None
+        telling = threading.Thread(target=self._tell, args=(play.stderr,), daemon=True)
+        telling.start()
         lines = [line for line in play.stdout if line.strip()]
         code = play.wait()
+        telling.join(10)
         if self.stopped.is_set():
             return True
         self.summary = _last_object(lines)
@@ -181,6 +185,11 @@ class Demo:
         else:
             self._say("The morning is over: everything is accounted for")
         return code == 0
+
+    def _tell(self, said: IO[str]) -> None:
+        """The rehearsal's own words, by the clock of this terminal: its lines count from its start."""
+        for line in said:
+            self._say(re.sub(r"^\[[\d. ]+s\] ", "", line.rstrip()))
 
     def _end_with_us(self, play: subprocess.Popen[str]) -> None:
         while play.poll() is None:

@@ -53,6 +53,8 @@ ORDERLY_MLLP_TLS_PORT = int(os.environ.get("ORDERLY_MLLP_TLS_PORT", "2576"))
 ORDERLY_DICOM_PORT = int(os.environ.get("ORDERLY_DICOM_PORT", "11112"))
 ORDERLY_DICOM_TLS_PORT = int(os.environ.get("ORDERLY_DICOM_TLS_PORT", "2762"))
 ORDERLY_AE_TITLE = os.environ.get("ORDERLY_AE_TITLE", "ORDERLY")
+# Set by `run` for a process that shows no page and decodes no pixels: it starts without what those need.
+ORDERLY_HEADLESS = os.environ.get("ORDERLY_HEADLESS") == "1"
 # What the DICOM door serves beside the archive itself: modules with `register(registry)` (pacs/dimse/registry.py).
 ORDERLY_DIMSE_SERVICES = ["worklist.scp", "worklist.mpps"]
 # Private storage SOP classes to take: UIDs, or `*`.
@@ -159,6 +161,7 @@ X_FRAME_OPTIONS = "SAMEORIGIN"
 USE_TZ = True
 TIME_ZONE = os.environ.get("ORDERLY_TIME_ZONE", SITE.get("timezone", "UTC"))
 LANGUAGE_CODE = "en"
+FORMAT_MODULE_PATH = "config.formats"
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"
 STATICFILES_DIRS = [BASE_DIR / "static"]
