@@ -7,7 +7,6 @@ import logging
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from pacs.dimse.negotiation import Proposal, Reject, reject_busy, reject_called_ae, reject_calling_ae
 from pacs.dimse.registry import Peer, Registry
+from pacs.dimse.shared import STORAGE, UNKNOWN, Table, TableBusy
 
 log = logging.getLogger(__name__)
 
@@ -130,47 +130,68 @@ class DatabaseDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many associations one process holds at once."""
+    """How many associations there are at once, in all processes of a pool together."""
 
-    total: int = 96
-    storage: int = 64  #: of them with a storage class; the rest is for worklist, query and echo
-    unknown: int = 8  #: of them by callers nobody knows
-    one_address: int = 48
+    total: int = 256
+    storage: int = 192  #: of them with a storage class; the rest is for worklist, query and echo
+    unknown: int = 16  #: of them by callers nobody knows
+    one_address: int = 128
+
+    @classmethod
+    def of(cls, total: int) -> Limits:
+        """So many in all, the others in proportion. Raises ValueError below 16."""
+        if total < 16:
+            raise ValueError(f"{total} associations at once are too few: give 16 or more")
+        return cls(total, total * 3 // 4, max(total // 16, 2), total // 2)
 
 
 class Slots:
-    """Counts the associations of this process against its limits."""
+    """Counts associations against their limits: of this process alone, or with the pool that shares `table`."""
 
-    def __init__(self, limits: Limits = Limits()) -> None:
+    def __init__(self, limits: Limits = Limits(), table: Table | None = None) -> None:
         self._limits = limits
+        self._table = table or Table(limits.total)
         self._lock = threading.Lock()
-        self._taken: Counter[str] = Counter()
+        self._mine = 0
+
+    @property
+    def limits(self) -> Limits:
+        """What is held to."""
+        return self._limits
 
     @property
     def taken(self) -> int:
-        """How many associations there are."""
-        return self._taken["total"]
+        """How many associations this process serves."""
+        return self._mine
 
     @contextmanager
     def one(self, address: str, *, known: bool, storage: bool) -> Iterator[None]:
         """Hold a slot for as long as the association lives. Raises Reject (local limit exceeded)."""
         limits = self._limits
-        wanted = {"total": limits.total, f"from {address}": limits.one_address}
+        wanted = {"total": limits.total, "address": limits.one_address}
+        flags = 0
         if storage:
-            wanted["storage"] = limits.storage
+            wanted["storage"], flags = limits.storage, flags | STORAGE
         if not known:
-            wanted["unknown"] = limits.unknown
-        with self._lock:
+            wanted["unknown"], flags = limits.unknown, flags | UNKNOWN
+
+        def judge(counts: Mapping[str, int]) -> None:
             for kind, limit in wanted.items():
-                if self._taken[kind] >= limit:
-                    raise reject_busy(f"limit of associations ({kind.split()[0]}: {limit})")
-            self._taken.update(wanted.keys())
+                if counts[kind] >= limit:
+                    raise reject_busy(f"limit of associations ({kind}: {limit})")
+
+        try:
+            row = self._table.take(flags, address, judge)
+        except TableBusy as error:
+            raise reject_busy(str(error)) from None
+        with self._lock:
+            self._mine += 1
         try:
             yield
         finally:
+            self._table.give_back(row)
             with self._lock:
-                self._taken.subtract(wanted.keys())
-                self._taken += Counter()  # drops the zeros
+                self._mine -= 1
 
 
 class Admission:

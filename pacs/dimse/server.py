@@ -32,6 +32,7 @@ from pacs.dimse.association import ServedAssociation
 from pacs.dimse.errors import Ended, ProtocolError
 from pacs.dimse.negotiation import Reject
 from pacs.dimse.registry import Registry, load
+from pacs.dimse.shared import Table
 from pacs.storage import spool
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ SERVICES = tuple(f"pacs.services.{name}" for name in ("echo", "store", "find", "
 SET_UP_SECONDS = 5.0  #: from the connection to the last byte of the association request
 MAX_PENDING = 128  #: connections without a whole request
 MAX_PENDING_BYTES = 16 * 1024 * 1024  #: of theirs, held in memory
+MORE_THREADS = 64  #: beside those of associations: callers that are being refused
 IDLE_SECONDS = 300.0  #: between messages of a known peer
 UNKNOWN_IDLE_SECONDS = 10.0  #: and of one that may only C-ECHO
 DRAIN_SECONDS = 12.0  #: a busy association may go on so long after SIGTERM
@@ -170,6 +172,9 @@ class Server:
             self._drop(pending)
             return
         self._forget(pending)
+        if len(self._threads) >= self._slots.limits.total + MORE_THREADS:
+            _last_word(pending.sock, stream.reject_pdu(2, 3, 2))
+            return
         thread = threading.Thread(target=self._associate, args=(pending,), daemon=True, name="association")
         self._threads.add(thread)
         try:
@@ -323,11 +328,14 @@ def main(ctx: Surroundings) -> None:
     """The process `dicom`: starts the rest of the pool by exec, serves its own share, and ends with all of it."""
     is_first = "ORDERLY_DICOM_MEMBER" not in os.environ
     size = int(os.environ.get("ORDERLY_DICOM_PROCESSES") or max(2, min(os.cpu_count() or 2, 8)))
-    pool = Pool(ctx, size - 1) if is_first else None
+    limits = Limits.of(int(os.environ.get("ORDERLY_DICOM_ASSOCIATIONS") or Limits().total))
+    table_fd = Table.file(limits.total) if is_first else int(os.environ["ORDERLY_DICOM_TABLE"])
+    table = Table(limits.total, table_fd, int(os.environ.get("ORDERLY_DICOM_MEMBER", "0")) + 1)
+    pool = Pool(ctx, size - 1, table, table_fd) if is_first else None
     if pool:
         pool.start()
     registry = load((*SERVICES, *getattr(settings, "ORDERLY_DIMSE_SERVICES", ())))
-    slots = Slots(Limits())
+    slots = Slots(limits, table)
     titles = getattr(settings, "ORDERLY_AE_TITLES", None) or [settings.ORDERLY_AE_TITLE]
     admission = Admission(DatabaseDirectory(), registry, titles, slots)
     listeners: dict[socket.socket, ssl.SSLContext | None] = {}
@@ -351,8 +359,9 @@ def main(ctx: Surroundings) -> None:
 class Pool:
     """The other processes of the listener, started by exec on the same sockets and started again when they die."""
 
-    def __init__(self, ctx: Surroundings, size: int) -> None:
+    def __init__(self, ctx: Surroundings, size: int, table: Table, table_fd: int) -> None:
         self._ctx, self._size = ctx, size
+        self._table, self._table_fd = table, table_fd  # of the associations of all
         self._children: list[subprocess.Popen[bytes]] = []
         self._heard, self._said = os.pipe()  # members say `ready` here
         self._lifeline = os.pipe()  # and see by this one that we are gone
@@ -363,19 +372,20 @@ class Pool:
     def start(self) -> None:
         """Start the members."""
         while len(self._children) < self._size:
-            self._children.append(self._start())
+            self._children.append(self._start(len(self._children) + 1))
 
     def serves(self) -> None:
         """We serve ourselves; `ctx.ready()` is said once all do."""
         self._ready += 1
         self._say_ready()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
         sockets = {name: sock.fileno() for name, sock in self._ctx.sockets.items()}
         environment = {
             **os.environ,
             "ORDERLY_SUPERVISED": str(os.getpid()),
-            "ORDERLY_DICOM_MEMBER": "1",
+            "ORDERLY_DICOM_MEMBER": str(number),
+            "ORDERLY_DICOM_TABLE": str(self._table_fd),
             "ORDERLY_SOCKETS": ",".join(f"{name}={fd}" for name, fd in sockets.items()),
             "ORDERLY_STATUS_FD": str(self._said),
             "ORDERLY_LIFELINE_FD": str(self._lifeline[0]),
@@ -383,7 +393,7 @@ class Pool:
         return subprocess.Popen(
             [sys.executable, str(Path(settings.BASE_DIR) / "manage.py"), "run", "dicom"],
             stdin=subprocess.DEVNULL,
-            pass_fds=[*sockets.values(), self._said, self._lifeline[0]],
+            pass_fds=[*sockets.values(), self._said, self._lifeline[0], self._table_fd],
             env=environment,
         )
 
@@ -395,7 +405,8 @@ class Pool:
             if child.poll() is not None and time.monotonic() >= self._start_at:
                 log.error("a process of the DICOM pool ended (%s); started again", child.returncode)
                 self._start_at = time.monotonic() + CHILD_DELAY
-                self._children[at] = self._start()
+                self._table.forget(at + 2)  # member 1 is the second process
+                self._children[at] = self._start(at + 1)
 
     def _say_ready(self) -> None:
         try:
