@@ -71,6 +71,15 @@ class ApiToken(models.Model):
         return self.name
 
 
+class LoginTries(models.Model):
+    """Failed logins of one name from one address, and when the next try may come (common/logins.py)."""
+
+    key = models.CharField(primary_key=True, max_length=64, help_text="digest of name and address")
+    failures = models.PositiveIntegerField()
+    last_at = models.DateTimeField(db_index=True)
+    wait_until = models.DateTimeField()
+
+
 class Site(models.Model):
     """What `[site]` of site.toml says; one row."""
 

@@ -8,6 +8,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse_lazy
 from django.views.decorators.http import require_GET
 
+from common.logins import LoginForm
 from common.roles import Role, has_role, require
 from config import glance
 from config.navigation import STAFF
@@ -49,7 +50,21 @@ def bars(hours: list[dict[str, Any]]) -> dict[str, Any]:
     return {"bars": drawn, "bottom": bottom, "total": sum(hour["total"] for hour in drawn)}
 
 
-login = auth.LoginView.as_view(redirect_authenticated_user=True)
+class Login(auth.LoginView):
+    """The way in. Who has guessed too often is told how long to wait (common/logins.py)."""
+
+    authentication_form = LoginForm
+    redirect_authenticated_user = True
+
+    def form_invalid(self, form: Any) -> HttpResponse:
+        answer = super().form_invalid(form)
+        if form.wait_seconds:
+            answer.status_code = 429
+            answer["Retry-After"] = str(form.wait_seconds)
+        return answer
+
+
+login = Login.as_view()
 logout = auth.LogoutView.as_view()
 password = require(*Role)(
     auth.PasswordChangeView.as_view(
