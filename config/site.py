@@ -26,7 +26,7 @@ from common.uids import is_uid
 from integration import destinations, sources
 from integration.analyst import versions
 from integration.models import Destination, Source
-from pacs.models import ApplicationEntity
+from pacs.models import ApplicationEntity, RoutingRule
 from ris.models import ProcedureDefinition, Station
 
 LONGEST_UID_ROOT = 24  # 39 digits of a random number and a dot follow it, of 64 characters
@@ -41,7 +41,8 @@ class Section:
     """How one kind of table of site.toml becomes rows: key → (attribute, kind), and the natural key.
 
     `rest` names the JSON attribute that takes every key of `rest_keys()`; `check` looks at what it got and
-    raises an error with the `key` at fault.
+    raises an error with the `key` at fault. `rows_of` are keys that name a row of another section: key →
+    (attribute, model, the name's attribute).
     """
 
     model: type[models.Model]
@@ -49,6 +50,7 @@ class Section:
     keys: dict[str, tuple[str, type]]
     rest: str = ""
     rest_keys: Callable[[], frozenset[str]] = frozenset
+    rows_of: dict[str, tuple[str, type[models.Model], str]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     check: Callable[[dict[str, Any]], None] = lambda rest: None
 
@@ -166,6 +168,20 @@ SECTIONS = {
         rest_keys=_ae_keys,
         required=("title", "services"),
         check=_check_ae,
+    ),
+    "route": Section(
+        RoutingRule,
+        ("name",),
+        {
+            "name": ("name", str),
+            "modalities": ("modalities", list),
+            "calling_aes": ("calling_aes", list),
+            "description": ("description", str),
+            "after_match": ("after_match", bool),
+            "enabled": ("enabled", bool),
+        },
+        rows_of={"destination": ("destination", ApplicationEntity, "title")},
+        required=("name", "destination"),
     ),
     "station": Section(
         Station,
@@ -300,10 +316,16 @@ def _load_row(
             if type(value) is not kind:
                 raise file.error(name, number, key, f"{key} must be {_KINDS[kind]}")
             values[attribute] = value
+        elif key in section.rows_of:
+            attribute, model, named = section.rows_of[key]
+            found = model._default_manager.filter(**{named: value}).order_by("pk").first()
+            if not isinstance(value, str) or found is None:
+                raise file.error(name, number, key, f"{key}: nothing is called {value!r} here")
+            values[attribute] = found
         elif key in others:
             rest[key] = value
         else:
-            known = ", ".join([*section.keys, *sorted(others)])
+            known = ", ".join([*section.keys, *section.rows_of, *sorted(others)])
             raise file.error(name, number, key, f"unknown key {key!r} in {name}; there are {known}")
     if section.rest:
         try:
@@ -348,6 +370,8 @@ def dump() -> str:
             rows = rows.filter(temporary=False)
         for row in rows:
             values = {key: getattr(row, attribute) for key, (attribute, _) in section.keys.items()}
+            for key, (attribute, _, named) in section.rows_of.items():
+                values[key] = getattr(getattr(row, attribute), named)
             if section.rest:
                 values |= getattr(row, section.rest)
             parts.append(_table("[site]" if name == "site" else f"[[{name}]]", values))

@@ -4,7 +4,7 @@ The hearers of an event are called in the order in which they stand here.
 """
 
 from common.events import Handler, subscribe
-from integration import outbox
+from integration import forwarding, outbox
 from pacs.events import StudyOverlaid, StudySettled
 from ris.events import (
     OrderChanged,
@@ -39,8 +39,9 @@ def page() -> dict[type, tuple[Handler, ...]]:
         # Work is done: the HIS hears of it.
         StepMoved: (projection.on_step_moved, outbox.on_step_moved),
         # Studies and reports: results to the HIS, the mirror to FHIR servers.
-        StudyMatched: (outbox.on_study_matched,),
-        StudyGrew: (outbox.on_study_grew,),
+        # The archive's routing: what waited for the match may go.
+        StudyMatched: (outbox.on_study_matched, forwarding.on_study_matched),
+        StudyGrew: (outbox.on_study_grew, forwarding.on_study_grew),
         StudyOverlaid: (outbox.on_study_overlaid,),
         ReportSigned: (outbox.on_report_signed,),
     }

@@ -195,7 +195,15 @@ class RoutingRuleAdmin(DeskAdmin):
     """Which arriving studies are sent on, and where to."""
 
     writable = deletable = True
-    list_display = ("name", "destination", "modalities", "calling_aes", "description", "enabled")
+    list_display = (
+        "name",
+        "destination",
+        "modalities",
+        "calling_aes",
+        "description",
+        "after_match",
+        "enabled",
+    )
     list_filter = ("enabled", "destination")
     search_fields = ("name", "description")
     empty_hint = "Without a rule nothing is sent on. A rule without conditions sends every study."

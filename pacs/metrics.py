@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import Count, Min, Sum
+from django.db.models import Count, Min, QuerySet, Sum
 
 from common.clock import now
 from common.metrics import Waiting, counter, gauge, queue
@@ -42,7 +42,16 @@ def spooled() -> Iterable[Waiting]:
 
 @queue("routing", "Studies to send on to other nodes", late_after=3600)
 def routing() -> Iterable[Waiting]:
-    waiting = Forwarding.objects.exclude(state=Forwarding.State.SENT).filter(rule__enabled=True)
+    on_their_way = (Forwarding.State.WAITING, Forwarding.State.PARKED)
+    yield from _by_destination(Forwarding.objects.filter(state__in=on_their_way, rule__enabled=True))
+
+
+@queue("routing_held", "Studies to send on once they are linked to their orders", late_after=86_400)
+def routing_held() -> Iterable[Waiting]:
+    yield from _by_destination(Forwarding.objects.filter(state=Forwarding.State.HELD, rule__enabled=True))
+
+
+def _by_destination(waiting: QuerySet[Forwarding]) -> Iterable[Waiting]:
     found = waiting.values("rule__destination__title").annotate(count=Count("pk"), oldest=Min("created_at"))
     for one in found.order_by("rule__destination__title"):
         yield Waiting(one["rule__destination__title"], one["count"], one["oldest"])

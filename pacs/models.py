@@ -252,6 +252,9 @@ class RoutingRule(Row):
         models.CharField(max_length=16), default=list, blank=True, help_text="sent by any of"
     )
     description = models.CharField(max_length=64, blank=True, help_text="words of the study description")
+    after_match = models.BooleanField(
+        default=False, help_text="wait until the study is linked to its order, so that it goes out corrected"
+    )
     enabled = models.BooleanField(default=True)
 
     class Meta:
@@ -265,6 +268,7 @@ class Forwarding(Row):
     """One study on its way to one node; kept until everything of it has arrived there."""
 
     class State(models.TextChoices):
+        HELD = "held", "Waits for its order"
         WAITING = "waiting", "Waiting"
         SENT = "sent", "Sent"
         PARKED = "parked", "Waits for a person"

@@ -2,7 +2,8 @@
 
 When a study settles, a row for each matching rule is written in the same transaction; that row is the queue.
 A thread for each destination that has something due sends what has not arrived there yet, and notes what
-has; after a crash or a broken line it goes on from that note. A node that is away holds up no other.
+has; after a crash or a broken line it goes on from that note. A node that is away holds up no other. A rule
+may wait until the study is linked to its order; the floors above say so by `linked`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,20 @@ def on_settled(study: Study, unit: Unit) -> None:
         if not meets(study, rule):
             continue
         row = known.get(rule.pk) or Forwarding(rule=rule, study=study, created_at=unit.at)
-        row.state, row.attempts, row.next_attempt_at = Forwarding.State.WAITING, 0, unit.at
+        # Whether it is linked is said right after, in the same transaction.
+        row.state = Forwarding.State.HELD if rule.after_match else Forwarding.State.WAITING
+        row.attempts, row.next_attempt_at = 0, unit.at
         unit.save(row)
+
+
+def linked(study: Study, yes: bool, unit: Unit) -> None:
+    """The study is linked to its order: what waited for that may go. Or it is not any more: what has not
+    gone waits again."""
+    if unit.pending(Forwarding):
+        unit.flush()
+    held, waiting = Forwarding.State.HELD, Forwarding.State.WAITING
+    rows = Forwarding.objects.filter(study=study, rule__after_match=True, state=held if yes else waiting)
+    rows.update(state=waiting if yes else held, attempts=0, next_attempt_at=unit.at)
 
 
 def meets(study: Study, rule: RoutingRule) -> bool:

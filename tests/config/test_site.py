@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 from common.models import Site
 from config.site import SiteError, dump, load
 from integration.models import Destination, Source
-from pacs.models import ApplicationEntity
+from pacs.models import ApplicationEntity, RoutingRule
 from ris.models import ProcedureDefinition, Station
 
 pytestmark = pytest.mark.django_db
@@ -65,6 +65,12 @@ name = "CT of the chest, \\"low dose\\" Größe"
 modality = "CT"
 minutes = 15
 steps = [{ code = "CTC", name = "Chest", minutes = 15 }]
+
+[[route]]
+name = "CT to the workstation"
+destination = "CT01"
+modalities = ["CT"]
+after_match = true
 """
 
 
@@ -90,6 +96,8 @@ def test_a_site_file_becomes_rows(write: Any) -> None:
     assert Destination.objects.get(name="his").settings == {"ack_seconds": 10}
     assert ApplicationEntity.objects.filter(title="CT01").count() == 2
     assert Station.objects.get(name="CT room 1").ae_title == "CT01"
+    route = RoutingRule.objects.get(name="CT to the workstation")
+    assert (route.destination.title, route.modalities, route.after_match) == ("CT01", ["CT"], True)
     assert ProcedureDefinition.objects.get(code="CTCHEST").steps[0]["code"] == "CTC"
 
 
@@ -134,6 +142,9 @@ def test_a_dump_leaves_a_rehearsals_own_rows_out(write: Any) -> None:
         ('[[destination]]\nname = "x"\nack_seconds = "soon"\n', 3, "ack_seconds: must be a number"),
         ('[site]\n\ntimezone = "Europe/Nowhere"\n', 3, "no time zone 'Europe/Nowhere'"),
         ('[site]\nuid_root = "1.02"\n', 2, "uid_root must be a UID"),
+        ('[[route]]\nname = "x"\ndestination = "WS"\n', 3, "nothing is called 'WS'"),
+        ('[[route]]\nname = "x"\n', 1, "needs a destination"),
+        ('[[route]]\nname = "x"\ndestination = "WS"\nto = 1\n', 4, "unknown key|nothing is called"),
         ('[station]\nname = "x"\n', 1, "two brackets"),
         ('[[ae]]\ntitle = "MUCH_TOO_LONG_A_TITLE"\nservices = ["echo"]\n', 2, "at most 16 characters"),
     ],

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from common import events
+from common import cause, events
 from common.clock import now
 from common.models import Alert
+from common.store import unit_of_work
 from pacs import indexing, routing
 from pacs.events import StudySettled
 from pacs.models import ApplicationEntity, Forwarding, Instance, Overlay, RoutingRule, Study
@@ -76,6 +77,43 @@ def test_a_study_that_no_rule_is_about_stays_here(spooled: Any, conditions: dict
     spooled(StudyDescription="CT Head")
     settle()
     assert not Forwarding.objects.exists()
+
+
+def test_a_rule_may_wait_until_the_study_is_linked_to_its_order(spooled: Any) -> None:
+    with receiving(EXPLICIT, classes=[CT]) as receiver:
+        rule(after_match=True)
+        spooled()
+        settle()
+        assert drain() == 0 and not receiver.got
+        assert Forwarding.objects.get().state == "held"
+        study = Study.objects.get()
+        with unit_of_work(cause.system("test")) as unit:
+            routing.linked(study, True, unit)
+        with unit_of_work(cause.system("test")) as unit:
+            routing.linked(study, False, unit)  # unlinked before it went
+        assert drain() == 0 and not receiver.got
+        with unit_of_work(cause.system("test")) as unit:
+            routing.linked(study, True, unit)
+        assert drain() == 1 and len(receiver.got) == 1
+        with unit_of_work(cause.system("test")) as unit:
+            routing.linked(study, False, unit)
+    assert Forwarding.objects.get().state == "sent"
+
+
+def test_what_the_match_says_while_the_study_settles_counts_at_once(
+    spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row that settling has just made is not written yet when the study is linked."""
+    ApplicationEntity.objects.create(title="RECEIVER", host="127.0.0.1", port=104)
+    rule(after_match=True)
+
+    def link(event: StudySettled, unit: Any) -> None:
+        routing.linked(event.study, True, unit)
+
+    monkeypatch.setitem(events._handlers, StudySettled, [link])
+    spooled()
+    settle()
+    assert Forwarding.objects.get().state == "waiting"
 
 
 def test_a_node_that_is_away_is_tried_later_raises_an_alert_and_gets_everything_in_the_end(
