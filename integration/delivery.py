@@ -8,7 +8,6 @@ the same bytes with the same control id again, never something else before them.
 
 import logging
 import random
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from common import alerts, audit
 from common.clock import now
 from common.crashpoints import crashpoint
+from integration import kept, leases
 from integration.destinations import setting, tls_context
 from integration.hl7v2 import demographics, mdm, results, status
 from integration.hl7v2.outgoing import ComposeError
@@ -143,6 +143,10 @@ def open_transport(destination: Destination) -> Transport:
     return Mllp(destination)
 
 
+# What this process keeps open for the next message.
+KEPT: kept.Kept[Transport] = kept.Kept()
+
+
 # ------------------------------------------------------------------------------------------------ draining
 
 
@@ -153,7 +157,8 @@ def drain(destination_id: int, stopping: Event | None = None, seconds: float = 2
     thread. Returns at once when as many workers as the destination allows are at it already.
     """
     tried, end = 0, time.monotonic() + seconds
-    transport: Transport | None = None
+    way: kept.Way[Transport] | None = None
+    served: Destination | None = None
     try:
         while not (stopping and stopping.is_set()):
             if time.monotonic() > end:
@@ -166,8 +171,12 @@ def drain(destination_id: int, stopping: Event | None = None, seconds: float = 2
                 (stopping or Event()).wait(min(left, max(0.0, end - time.monotonic())))
                 continue
             tried += 1
+            served = claimed.destination
+            if way is not None and not way.fits(served):
+                way.transport.close()
+                way = None
             try:
-                transport = transport or open_transport(claimed.destination)
+                way = way or KEPT.take(served) or kept.opened(open_transport(served), served)
             except (
                 OSError,
                 ValueError,
@@ -175,10 +184,10 @@ def drain(destination_id: int, stopping: Event | None = None, seconds: float = 2
                 fault = Outcome("transport", f"settings: {error}", again=True, down=True)
                 settle(claimed, fault, now(), 0.0)
                 continue
-            attempt(claimed, transport)
+            attempt(claimed, way.transport)
     finally:
-        if transport is not None:
-            transport.close()
+        if way is not None and served is not None:
+            KEPT.give(way, served)
     return tried, False
 
 
@@ -208,10 +217,32 @@ def claim(destination_id: int) -> OutboxItem | None:
             return None
         item.destination = destination
         item.attempts += 1
-        item.lease_owner = secrets.token_hex(16)
+        item.lease_owner = leases.name()
         item.lease_until = moment + timedelta(seconds=_longest_attempt(destination) + _LEASE_MARGIN_SECONDS)
         item.save(update_fields=["attempts", "lease_owner", "lease_until"])
         return item
+
+
+def free_dead_leases() -> int:
+    """Take back what workers of this machine held when they died; returns how many items that were.
+
+    Such an item waits as after a failure, longer each time, for it may be what kills them.
+    """
+    held = queued().filter(lease_until__gt=now()).select_related("destination")
+    freed = 0
+    for item in held.order_by("id"):
+        if not leases.is_dead(item.lease_owner):
+            continue
+        deaths = max(1, item.attempts - item.tries.count())
+        due = now() + timedelta(seconds=backoff(item.destination, deaths))
+        freed += (
+            queued()
+            .filter(pk=item.pk, lease_owner=item.lease_owner)
+            .update(lease_owner="", lease_until=None, due_at=due)
+        )
+    if freed:
+        logger.warning("%s outbox item(s) of a worker that died are free again", freed)
+    return freed
 
 
 def pause_of(destination_id: int) -> float:

@@ -27,6 +27,9 @@ _KEYS: dict[str, Key] = {
     "connect_seconds": Key(5.0, "bound of opening a connection"),
     "write_seconds": Key(30.0, "bound of writing one message"),
     "ack_seconds": Key(30.0, "bound of waiting for the ACK or the response"),
+    "keep_open_seconds": Key(
+        60.0, "how long a connection stays open for the next message; 0: closed when nothing waits"
+    ),
     "per_minute": Key(0, "most messages a minute, evenly spaced; 0: as fast as it answers"),
     # -- what happens when it does not work
     "retry_seconds": Key(5.0, "pause after the first failure; doubles each time, with jitter"),

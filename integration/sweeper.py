@@ -62,6 +62,8 @@ class Sweeper:
     def sweep(self) -> None:
         """Ring for what is due; every ten seconds look at the ages. Never raises."""
         try:
+            delivery.free_dead_leases()
+            delivery.KEPT.close_idle()
             self.ring_due()
             inbox.apply_waiting()
             search.index_new()
@@ -110,6 +112,7 @@ class Sweeper:
         """Wait for what is being sent here."""
         tasks.stopping.set()
         self._own_workers.shutdown(wait=True)
+        delivery.KEPT.close_idle(every=True)
 
 
 def keep_house() -> None:

@@ -119,20 +119,33 @@ def ring(destination_id: int) -> bool:
     return True
 
 
+def _free_leases() -> None:
+    """What the worker before us held when it was killed; the sweeper does the same, so a fault stops nothing."""
+    try:
+        delivery.free_dead_leases()
+    except db.Error as error:
+        logger.warning("leases of dead workers could not be freed (%s)", type(error).__name__)
+    finally:
+        db.connections.close_all()
+
+
 def main(ctx: Context) -> None:
     """Run the workers until the context says stop; what is being sent is sent to its end first."""
     pool = getattr(broker, "pool", None)
     if pool is not None:
         pool.open()
+    _free_leases()
     worker = dramatiq.Worker(broker, queues={QUEUE}, worker_threads=settings.ORDERLY_WORKER_THREADS)
     worker.start()
     try:
         ctx.ready()
         while not ctx.stopping.wait(1.0):
             ctx.beat()
+            delivery.KEPT.close_idle()
     finally:
         stopping.set()
         worker.stop()
+        delivery.KEPT.close_idle(every=True)
         broker.close()
         if pool is not None:
             pool.close()

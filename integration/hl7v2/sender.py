@@ -18,10 +18,16 @@ logger = logging.getLogger(__name__)
 
 _LARGEST_ACK = 1 << 20
 _MOST_FOREIGN = 100
+# A connection that has rested this long may be let go by its peer at the very moment we write.
+_RESTED_SECONDS = 1.0
 
 
 class NotAnswered(Exception):
     """No ACK that names the message came. The peer may or may not have it; the same bytes are sent again later."""
+
+
+class _HungUp(NotAnswered):
+    """The peer closed the connection without a word."""
 
 
 class Unreachable(NotAnswered):
@@ -92,6 +98,7 @@ class Sender:
         self.application_ack = application_ack
         self._socket: socket.socket | None = None
         self._decoder = Decoder(_LARGEST_ACK)
+        self._used_at = 0.0
 
     def __enter__(self) -> "Sender":
         return self
@@ -133,31 +140,46 @@ class Sender:
     def send(self, payload: bytes, control_id: str) -> Answer:
         """Send one message and wait for the ACK whose MSA-2 is `control_id`.
 
-        ACKs with another MSA-2 are logged and not taken. Raises Unreachable or NotAnswered; the connection is
-        closed then, so that a late ACK cannot be taken for the next message's.
+        ACKs with another MSA-2 are logged and not taken. A connection that has rested and breaks without a word is
+        replaced by a new one, once. Raises Unreachable or NotAnswered; the connection is closed then, so that a
+        late ACK cannot be taken for the next message's.
         """
         frame = framing.encode(payload)
         self._drop_if_closed()
+        rested = self.connected and time.monotonic() - self._used_at > _RESTED_SECONDS
+        try:
+            return self._send(frame, control_id)
+        except _HungUp:
+            if not rested:
+                raise
+        return self._send(frame, control_id)
+
+    def _send(self, frame: bytes, control_id: str) -> Answer:
         self.connect()
         assert self._socket is not None
         try:
             self._socket.settimeout(self.write_timeout)
             self._socket.sendall(frame)
-            return self._wait(control_id)
+            answer = self._wait(control_id)
         except NotAnswered:
             self.close()
             raise
+        except (ConnectionResetError, BrokenPipeError) as error:
+            self.close()
+            raise _HungUp(f"the connection to {self.host}:{self.port} broke: {error}") from error
         except OSError as error:
             self.close()
             raise NotAnswered(f"the connection to {self.host}:{self.port} broke: {error}") from error
         except BaseException:
             self.close()
             raise
+        self._used_at = time.monotonic()
+        return answer
 
     def _wait(self, control_id: str) -> Answer:
         assert self._socket is not None
         deadline = time.monotonic() + self.ack_timeout
-        foreign = 0
+        foreign, heard = 0, False
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -170,8 +192,10 @@ class Sender:
             else:
                 events = self._decoder.feed(data) if data else self._decoder.close()
                 if not data and not events:
-                    raise NotAnswered(f"{self.host}:{self.port} closed the connection without an ACK")
+                    kind = NotAnswered if heard else _HungUp
+                    raise kind(f"{self.host}:{self.port} closed the connection without an ACK")
             answer = None
+            heard = heard or bool(events)
             for event in events:
                 found = _answer(event)
                 if found and found[0] == control_id and answer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -91,6 +92,12 @@ class His:
         self._door.close()
         for one in self._sockets:
             one.close()
+
+    def hang_up(self) -> None:
+        """Close every connection; new ones are taken."""
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
     def ids(self) -> list[str]:
         """The control ids in the order they came."""

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from integration.hl7v2 import acks, framing
+from integration.hl7v2 import sender as sender_module
 from integration.hl7v2.framing import Decoder, Frame
 from integration.hl7v2.sender import NotAnswered, Sender, Unreachable
 
@@ -139,6 +140,42 @@ def test_an_idle_connection_that_the_peer_closed_costs_no_message(peer):
         assert sender.send(msg("1"), "1").accepted
         threading.Event().wait(0.1)
         assert sender.send(msg("2"), "2").accepted
+
+
+@pytest.mark.parametrize(("rested", "connections"), [(True, 2), (False, 1)])
+def test_a_rested_connection_that_breaks_without_a_word_is_replaced_at_once(
+    peer, monkeypatch, rested, connections
+):
+    monkeypatch.setattr(sender_module, "_RESTED_SECONDS", -1.0 if rested else 3600.0)
+    there = peer(lambda n, i: [None] if (n, i) == (1, "2") else [ack(i)])
+    with Sender("127.0.0.1", there.port) as sender:
+        assert sender.send(msg("1"), "1").accepted
+        if rested:
+            assert sender.send(msg("2"), "2").accepted
+        else:
+            with pytest.raises(NotAnswered):
+                sender.send(msg("2"), "2")
+    assert there.received == [msg("1"), *[msg("2")] * connections]
+    assert there.connections == connections
+
+
+def test_a_new_connection_that_breaks_is_not_tried_twice(peer):
+    there = peer(lambda n, i: [None])
+    with Sender("127.0.0.1", there.port) as sender, pytest.raises(NotAnswered):
+        sender.send(msg("1"), "1")
+    assert there.connections == 1
+
+
+def test_a_time_out_on_a_rested_connection_sends_nothing_twice(peer, monkeypatch):
+    monkeypatch.setattr(sender_module, "_RESTED_SECONDS", -1.0)
+    there = peer(lambda n, i: [ack(i)] if i == "1" else [])
+    with Sender("127.0.0.1", there.port) as sender:
+        assert sender.send(msg("1"), "1").accepted
+        sender.ack_timeout = 0.3
+        with pytest.raises(NotAnswered, match="no ACK"):
+            sender.send(msg("2"), "2")
+        assert not sender.connected
+    assert there.received == [msg("1"), msg("2")]
 
 
 def test_nobody_there_is_unreachable():

@@ -20,7 +20,7 @@ from common import alerts
 from common.clock import now
 from common.models import Alert, Site
 from common.process import Context
-from integration import sweeper, tasks
+from integration import delivery, leases, sweeper, tasks
 from integration.models import Destination, Message, OutboxItem
 from tests.integration.outbound.making import hl7_destination, ordered, signed, states
 from tests.peers.his import His, ack
@@ -32,6 +32,17 @@ django.setup()
 settings.DATABASES["default"]["NAME"] = sys.argv[1]
 from integration import delivery
 delivery.drain(int(sys.argv[2]))
+"""
+WORK = """
+import sys, django
+from django.conf import settings
+django.setup()
+settings.DATABASES["default"]["NAME"] = sys.argv[1]
+from common.process import Context
+from integration import tasks
+ctx = Context("worker")
+ctx.stop_on_signals()
+tasks.main(ctx)
 """
 
 
@@ -67,6 +78,55 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_only_the_same_b
         assert drain_in_a_process(destination, "") == 0
         assert states(destination) == ["delivered"]
         assert len(his.received) == copies and len({r.raw for r in his.received}) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_next_worker_takes_over_what_a_killed_one_held_and_does_not_wait_for_the_lease() -> None:
+    with His() as his:
+        destination = hl7_destination(his.port, ack_seconds=600.0)
+        signed(ordered())
+        assert drain_in_a_process(destination, "delivery.before_send") == -signal.SIGKILL
+        held = OutboxItem.objects.get()
+        assert held.lease_until and held.lease_until > now() + timedelta(minutes=9)
+        words = [sys.executable, "-c", WORK, connection.settings_dict["NAME"]]
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+        worker = subprocess.Popen(words, cwd=settings.BASE_DIR, env=environment)
+        try:
+            # The worker frees it when it starts; as a sweeper would, we ring when it is due.
+            wait_for(lambda: OutboxItem.objects.get().lease_owner == "", 60)
+            wait_for(lambda: tasks.ring(destination.id) and states(destination) == ["delivered"], 60)
+        finally:
+            worker.terminate()
+            worker.wait(60)
+        assert his.ids() == [held.control_id]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_sweeper_frees_the_leases_of_dead_workers_of_this_machine_alone() -> None:
+    destination = hl7_destination(1, retry_seconds=600, retry_seconds_most=600)
+    signed(ordered())
+    assert drain_in_a_process(destination, "delivery.before_send") == -signal.SIGKILL
+    owner = OutboxItem.objects.get().lease_owner
+    machine, pid, start, token = owner.split(":")
+    assert leases.is_dead(owner) and not leases.is_dead(leases.name())
+    mine = leases.name().split(":")
+    others = {
+        f"{'0' * 12}:{pid}:{start}:{token}": False,  # another machine, or this one before it was restarted
+        f"{mine[0]}:{mine[1]}:{int(mine[2]) - 1}:{token}": True,  # its process id is used again
+        f"{mine[0]}:{mine[1]}:{mine[2]}:{token}": False,
+        f"{mine[0]}:1:0:{token}": False,
+        token: False,
+    }
+    for other, dead in others.items():
+        OutboxItem.objects.update(lease_owner=other, due_at=now())
+        assert (other, delivery.free_dead_leases()) == (other, int(dead))
+        held = OutboxItem.objects.get().lease_until is not None
+        assert held is not dead
+        OutboxItem.objects.update(lease_until=now() + timedelta(minutes=9))
+    OutboxItem.objects.update(lease_owner=owner)
+    sweeper.Sweeper().sweep()
+    item = OutboxItem.objects.get()
+    assert (item.lease_owner, item.lease_until, item.state) == ("", None, "queued") and item.due_at > now()
 
 
 @pytest.mark.django_db(transaction=True)
