@@ -8,17 +8,12 @@ held against the bytes that are there. `check` does the same for a whole small d
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.charset import convert_encodings, decode_bytes
-from pydicom.dataelem import RawDataElement
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
 
 IMPLICIT = "1.2.840.10008.1.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -28,6 +23,7 @@ DEFLATED_SYNTAXES = frozenset((DEFLATED, "1.2.840.10008.1.2.4.95", "1.2.840.1000
 
 MAX_DEPTH = 64
 MAX_ELEMENTS = 100_000
+LONGEST_VALUE = 128 * 1024  #: bytes of one value that the index looks at
 MAX_INFLATED = 4 * 1024**3
 MAX_RATIO = 200  #: inflated to deflated; above it a small object is a bomb, not an image
 
@@ -126,12 +122,13 @@ def walk(
     wanted: frozenset[int] = frozenset(),
     *,
     size: int | None = None,
+    longest: int | None = None,
 ) -> Header:
     """Walk the top level of a data set (inflated, if it was deflated) up to Pixel Data.
 
     `data` is the whole data set or its beginning, `size` the length of the whole (default: of `data`).
-    Values of `wanted` tags are copied; nothing else is. Raises CutOff when an element says more than
-    `size` holds, TooMuch above a bound, HeaderError for anything that is no data set.
+    Values of `wanted` tags are copied (of each the first `longest` bytes); nothing else is. Raises CutOff when an
+    element says more than `size` holds, TooMuch above a bound, HeaderError for anything that is no data set.
     """
     big = transfer_syntax == BIG_ENDIAN
     implicit = transfer_syntax == IMPLICIT
@@ -182,7 +179,9 @@ def walk(
         if group == 0xFFFE:
             raise HeaderError(f"item or delimiter at top level, byte {at}")
         if length == _UNDEFINED:
-            after = _skip(data, start, available, implicit or vr == b"UN", order, available == total)
+            after, count = _skip(
+                data, start, available, implicit or vr == b"UN", order, available == total, count
+            )
             if after is None:
                 return header
         else:
@@ -192,77 +191,57 @@ def walk(
             if after > available:
                 return header
         if tag in wanted:
-            values[tag] = bytes(data[start:after])
+            values[tag] = bytes(data[start : after if longest is None else min(after, start + longest)])
         at = after
 
 
 def read(
     data: bytes | bytearray | memoryview, transfer_syntax: str, wanted: frozenset[int], *, most: int = 1 << 24
 ) -> Header:
-    """`walk` a whole data set in any transfer syntax; where it cannot be walked, let pydicom try.
+    """`walk` a whole data set in any transfer syntax; where it cannot be walked, let pydicom try in a child.
 
     pydicom forgives what devices get wrong (a value representation that is none, implicit where explicit was
-    announced); it is given no more than `most` bytes, and nothing that broke a bound or was cut off.
-    Raises HeaderError.
+    announced); it is given no more than `most` bytes, and nothing that broke a bound or was cut off. Of a value
+    only the first LONGEST_VALUE bytes are kept. Raises HeaderError.
     """
     if transfer_syntax in DEFLATED_SYNTAXES:
-        chunks = (bytes(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20))
-        data = inflate_head(chunks, most)
-        return walk(data, transfer_syntax, wanted, size=most + 1 if len(data) == most else len(data))
+        inflated_size(_chunks(data), len(data))
+        data = inflate_head(_chunks(data), most)
+        size = most + 1 if len(data) == most else len(data)
+        return walk(data, transfer_syntax, wanted, size=size, longest=LONGEST_VALUE)
     try:
-        return walk(data, transfer_syntax, wanted)
+        return walk(data, transfer_syntax, wanted, longest=LONGEST_VALUE)
     except (TooMuch, CutOff):
         raise
     except HeaderError as error:
-        try:
-            return _read_with_pydicom(bytes(data[:most]), transfer_syntax, wanted)
-        except Exception:  # pydicom raises anything at all on malformed input, RecursionError included
-            raise error from None
+        from pacs import reader  # it imports us
 
-
-def _read_with_pydicom(data: bytes, transfer_syntax: str, wanted: frozenset[int]) -> Header:
-    if data.count(b"\xff\xff\xff\xff") > 10 * MAX_DEPTH:
-        raise TooMuch("too many sequences of undefined length")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ds = read_dataset(
-            BytesIO(data),
-            transfer_syntax == IMPLICIT,
-            transfer_syntax != BIG_ENDIAN,
-            bytelength=len(data),
-            stop_when=lambda tag, vr, length: tag >= 0x7FE00008,
-            specific_tags=[BaseTag(tag) for tag in wanted],
-        )
-    header = Header(
-        little_endian=transfer_syntax != BIG_ENDIAN, implicit=transfer_syntax == IMPLICIT, whole=True
-    )
-    for tag in wanted:
-        element = ds._dict.get(BaseTag(tag))
-        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-            header.implicit, header.little_endian = element.is_implicit_VR, element.is_little_endian
-            header.values[tag] = element.value
-    if not header.values:
-        raise HeaderError("nothing that is known is in it")
-    return header
+        return reader.read(bytes(data[:most]), transfer_syntax, wanted, error)
 
 
 def _skip(
-    data: bytes | bytearray | memoryview, at: int, end: int, implicit: bool, order: str, complete: bool
-) -> int | None:
+    data: bytes | bytearray | memoryview,
+    at: int,
+    end: int,
+    implicit: bool,
+    order: str,
+    complete: bool,
+    count: int,
+) -> tuple[int | None, int]:
     """The offset behind a sequence of undefined length that begins at `at`; None when `data` ends before.
 
-    Within it everything of a defined length is stepped over. `complete`: `data` is all there is.
+    Within it everything of a defined length is stepped over. `complete`: `data` is all there is. `count` is the
+    number of elements that were seen before; given back with those seen here, for MAX_ELEMENTS holds for all.
     """
     explicit_header = struct.Struct(order + "HH2sH").unpack_from
     implicit_header = struct.Struct(order + "HHI").unpack_from
     long_length = struct.Struct(order + "I").unpack_from
     stack: list[tuple[bool, bool]] = [(True, implicit)]  # (between items of a sequence?, implicit VR inside?)
-    count = 0
     while stack:
         if at + 8 > end:
             if complete:
                 raise CutOff(f"sequence cut off at byte {at}")
-            return None
+            return None, count
         count += 1
         if count > MAX_ELEMENTS:
             raise TooMuch(f"more than {MAX_ELEMENTS} elements")
@@ -288,7 +267,7 @@ def _skip(
                     if start + 4 > end:
                         if complete:
                             raise CutOff(f"element header cut off at byte {at}")
-                        return None
+                        return None, count
                     (length,) = long_length(data, start)
                     start += 4
                 elif vr not in _SHORT:
@@ -302,9 +281,9 @@ def _skip(
         if start > end:
             if complete:
                 raise CutOff(f"element at byte {at} runs over the end")
-            return None
+            return None, count
         at = start
-    return at
+    return at, count
 
 
 def end_of_fragments(read: Callable[[int, int], bytes], at: int, size: int) -> int:
@@ -398,6 +377,10 @@ def _may_be_sequence(tag: int, data: bytes, start: int, length: int) -> bool:
     if tag in _SEQUENCES:
         return True
     return bool(tag >> 16 & 1) and length >= 8 and data[start : start + 4] == b"\xfe\xff\x00\xe0"
+
+
+def _chunks(data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+    return (bytes(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20))
 
 
 def inflate_head(chunks: Iterable[bytes], wanted_bytes: int) -> bytes:

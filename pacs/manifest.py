@@ -21,7 +21,7 @@ import orjson
 from django.conf import settings
 
 from pacs.dicomweb.stored import Source, Stored
-from pacs.header import HeaderError
+from pacs.header import DEFLATED_SYNTAXES, MAX_RATIO, HeaderError
 from pacs.models import Instance, Series
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 SMALLEST = 4
 """Objects; below that a manifest is no gain."""
+MOST_IN_PASSING = 64 * 1024 * 1024
+"""Bytes before Pixel Data of an object that the indexer still reads; a longer one waits for its first reader."""
 PIECE = 20
 """Objects that are read before the indexer looks at its spool again."""
 
@@ -94,10 +96,18 @@ def documents(series: UUID, rows: Sequence[Instance]) -> list[dict[str, Any] | N
     return result
 
 
-def read(row: Instance) -> dict[str, Any] | None:
-    """One object from its own file; None when it cannot be read."""
+def read(row: Instance, *, in_passing: bool = False) -> dict[str, Any] | None:
+    """One object from its own file; None when it cannot be read, or is too long to be read in passing."""
+    if (
+        in_passing
+        and row.transfer_syntax_uid in DEFLATED_SYNTAXES
+        and row.size > MOST_IN_PASSING // MAX_RATIO
+    ):
+        return None
     try:
         with Stored(Source.of(row)) as stored:
+            if in_passing and stored.outline.end > MOST_IN_PASSING:
+                return None
             return stored.document()
     except (HeaderError, OSError, ValueError, RecursionError):
         return None
@@ -142,7 +152,7 @@ def _renewal(study: UUID) -> Iterator[None]:
         missing = [key for key, uid, sha256 in keys if known.get(uid) != sha256]
         for at in range(0, len(missing), PIECE):
             for row in rows.filter(pk__in=missing[at : at + PIECE]):
-                document = read(row)
+                document = read(row, in_passing=True)
                 if document is not None:
                     held[row.sop_instance_uid] = (row.sha256, document)
             yield

@@ -11,23 +11,18 @@ Order of the steps (PS3.4 N.2): palette or colour to 8 bits; or modality LUT or 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import queue
-import resource
-import select
-import signal
-import subprocess
-import sys
 import threading
 import time
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pacs import children
+from pacs.children import Child
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,71 +108,15 @@ def decompressed(path: str) -> bytes:
     return _pool().ask({"task": "decompress", "path": path})[1]
 
 
-class _Child:
-    """A decoding process and its two pipes. Used by one thread at a time."""
-
-    def __init__(self) -> None:
-        root = Path(__file__).resolve().parent.parent
-        environment = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": str(root),
-            "LC_ALL": "C.UTF-8",
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pacs.rendering"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env=environment,
-            start_new_session=True,
-        )
-        self.frames = 0
-
-    def ask(self, request: bytes, deadline: float) -> tuple[dict[str, Any], bytes]:
-        assert self.process.stdin and self.process.stdout
-        self.frames += 1
-        self.process.stdin.write(request)
-        self.process.stdin.flush()
-        answer = self.process.stdout.fileno()
-        head = json.loads(self._read(answer, int.from_bytes(self._read(answer, 4, deadline)), deadline))
-        return head, self._read(answer, head["length"], deadline)
-
-    @staticmethod
-    def _read(descriptor: int, size: int, deadline: float) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                raise TimeoutError
-            part = os.read(descriptor, min(size - len(parts), 1 << 20))
-            if not part:
-                raise EOFError
-            parts += part
-        return bytes(parts)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                try:
-                    pipe.close()
-                except OSError:
-                    pass
-
-
 class _Pool:
     """As many places as children may run; a place is empty until its first use and after a death."""
 
     def __init__(self, places: int) -> None:
         self.owner = os.getpid()
-        self.places: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+        self.places: queue.LifoQueue[Child | None] = queue.LifoQueue()
         for _ in range(places):
             self.places.put(None)
-        self.running: set[_Child] = set()
+        self.running: set[Child] = set()
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         try:
@@ -188,10 +127,9 @@ class _Pool:
             if child is None or child.process.poll() is not None:
                 if child is not None:
                     self._drop(child)
-                child = _Child()
+                child = Child("pacs.rendering")
                 self.running.add(child)
-            line = json.dumps(request).encode() + b"\n"
-            head, body = child.ask(line, time.monotonic() + SECONDS)
+            head, body = child.ask(request, time.monotonic() + SECONDS)
         except BaseException as error:
             if child is not None:
                 self._drop(child)
@@ -202,7 +140,7 @@ class _Pool:
                 raise RenderingError("broken", "the decoder died on this frame") from None
             raise
         finally:
-            if child is not None and child.frames >= FRAMES_PER_CHILD:
+            if child is not None and child.asked >= FRAMES_PER_CHILD:
                 self._drop(child)
                 child = None
             self.places.put(child)
@@ -210,7 +148,7 @@ class _Pool:
             raise RenderingError(head["reason"], head["detail"])
         return head, body
 
-    def _drop(self, child: _Child) -> None:
+    def _drop(self, child: Child) -> None:
         self.running.discard(child)
         child.end()
 
@@ -239,19 +177,8 @@ def _pool() -> _Pool:
 
 def main() -> None:
     """Answer requests, one JSON line each, until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A child whose parent was killed while it decodes would never read the end of its input.
-    cpu = int(SECONDS * FRAMES_PER_CHILD)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
-    # Codecs print; their words must not mix with our answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    for line in sys.stdin.buffer:
-        wanted = json.loads(line)
-        signal.alarm(int(SECONDS) + 5)
+    answers = children.limit(MEMORY_BYTES, SECONDS, FRAMES_PER_CHILD)
+    for wanted in children.requests(SECONDS):
         reason = detail = ""
         made = Made(b"")
         try:
@@ -264,12 +191,8 @@ def main() -> None:
             reason, detail = "gone", "the file is not in its volume"
         except Exception as error:
             reason, detail = "broken", f"the frame cannot be decoded ({type(error).__name__})"
-        signal.alarm(0)
         window = list(astuple(made.window)) if made.window else None
-        answer = {"reason": reason, "detail": detail, "length": len(made.body), "window": window}
-        head = json.dumps(answer).encode()
-        answers.write(len(head).to_bytes(4) + head + made.body)
-        answers.flush()
+        children.answer(answers, {"reason": reason, "detail": detail, "window": window}, made.body)
 
 
 def _picture(window: dict[str, Any] | None, viewport: list[int] | None, **rest: Any) -> Made:
