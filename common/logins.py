@@ -8,7 +8,7 @@ Names and addresses are kept as digests only: people type their password where t
 import ipaddress
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.forms import AuthenticationForm
@@ -55,7 +55,7 @@ def count(name: str, address: str) -> tuple[int, int]:
     Raises TooEarly, and counts nothing, while a wait lasts.
     """
     key, moment = _key(name, address), now()
-    given = {
+    given: dict[str, Any] = {
         "key": key, "now": moment, "forgotten": moment - FORGOTTEN, "free": FREE, "first": FIRST_SECONDS,
         "most": MOST_SECONDS,
     }  # fmt: skip
@@ -107,7 +107,7 @@ class LoginForm(AuthenticationForm):
     """Whether this one came too early, and its password was not looked at."""
 
     def clean(self) -> dict[str, Any]:
-        name, address = self.cleaned_data.get("username") or "", address_of(self.request)
+        name, address = self.cleaned_data.get("username") or "", address_of(cast(HttpRequest, self.request))
         try:
             failures, wait = count(name, address)
         except TooEarly as early:

@@ -11,7 +11,8 @@ from django.contrib.auth.models import AnonymousUser
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.db import models
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.permissions import BasePermission
@@ -48,12 +49,12 @@ def has_role(user: Any, *roles: str) -> bool:
     return bool(roles_of(user) & frozenset(roles))
 
 
-def require(*roles: str) -> Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]]:
+def require(*roles: str) -> Callable[[Callable[..., HttpResponseBase]], Callable[..., HttpResponseBase]]:
     """A view for these roles only: others get 403, the anonymous the login page. Marks the view for the URL walk."""
 
-    def decorate(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    def decorate(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
         @wraps(view)
-        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if not request.user.is_authenticated:
                 return redirect_to_login(request.get_full_path())
             if not has_role(request.user, *roles):
@@ -69,7 +70,7 @@ def require(*roles: str) -> Callable[[Callable[..., HttpResponse]], Callable[...
 class TokenUser(AnonymousUser):
     """The bearer of a token that is no person: has the token's role, and nothing else."""
 
-    is_active = True
+    is_active = True  # type: ignore[assignment]  # the stubs know only the nobody that has no token
     is_superuser = False
 
     def __init__(self, token: Any) -> None:

@@ -106,7 +106,7 @@ ROOMS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
 
 def places(request: HttpRequest) -> list[dict[str, Any]]:
     """The top navigation for this person, the present place marked."""
-    shown = [
+    shown: list[dict[str, Any]] = [
         {"label": p.label, "url": reverse(p.url_name), "icon": p.icon}
         for p in PLACES
         if has_role(request.user, *p.roles)

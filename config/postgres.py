@@ -461,8 +461,9 @@ class Cluster:
         draft.mkdir(mode=0o700)
         os.chown(draft, account.uid, account.gid)
         builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if binaries.major >= 17 else []
+        initdb = str(binaries.bin / "initdb")
         done = subprocess.run(
-            [binaries.bin / "initdb", "-D", draft, "-U", ROLE, "-E", "UTF8", "--locale=C.UTF-8", *builtin]
+            [initdb, "-D", str(draft), "-U", ROLE, "-E", "UTF8", "--locale=C.UTF-8", *builtin]
             + ["--auth-local=peer", "--auth-host=reject", *([] if self.durable else ["--no-sync"])],
             stdin=subprocess.DEVNULL,
             capture_output=True,

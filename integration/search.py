@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import product
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from django.contrib.postgres.search import SearchVectorField
@@ -267,7 +267,7 @@ _TYPE = re.compile(r"(?P<kind>[A-Z]{3})(?:\^(?P<event>[A-Z]\d{0,2})?)?\Z|(?P<alo
 def find(wanted: Wanted, size: int = PAGE) -> Found:
     """A page of messages. Bounded to two seconds; what took longer says so and shows what it has."""
     wanted = replace(
-        wanted, **{name: text.replace("\x00", "").strip() for name, text in wanted.secret.items()}
+        wanted, **cast(Any, {name: text.replace("\x00", "").strip() for name, text in wanted.secret.items()})
     )
     try:
         with transaction.atomic():

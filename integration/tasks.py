@@ -44,7 +44,7 @@ def make_broker(url: str) -> dramatiq.Broker:
 
     Its middleware is ours alone: retries and time limits are the outbox's business. Raises ValueError.
     """
-    middleware = [DjangoConnections()]
+    middleware: list[dramatiq.Middleware] = [DjangoConnections()]
     if url == "postgres":
         return _postgres_broker(middleware)
     if url.startswith(("redis://", "rediss://")):

@@ -383,7 +383,7 @@ def _chunks(data: bytes | bytearray | memoryview) -> Iterator[bytes]:
     return (bytes(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20))
 
 
-def inflate_head(chunks: Iterable[bytes], wanted_bytes: int) -> bytes:
+def inflate_head(chunks: Iterable[bytes | memoryview], wanted_bytes: int) -> bytes:
     """The first `wanted_bytes` of a deflated data set, opened; fewer when it is shorter."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     whole = bytearray()
@@ -397,7 +397,7 @@ def inflate_head(chunks: Iterable[bytes], wanted_bytes: int) -> bytes:
     return bytes(whole[:wanted_bytes])
 
 
-def inflated_size(chunks: Iterable[bytes], deflated: int) -> int:
+def inflated_size(chunks: Iterable[bytes | memoryview], deflated: int) -> int:
     """How long a deflated data set of `deflated` bytes is when opened, without keeping it.
 
     Raises CutOff when the stream does not end, TooMuch above MAX_INFLATED or (past 16 MiB) MAX_RATIO.

@@ -424,7 +424,8 @@ def _modality(pixels: NDArray[Any], ds: Dataset, index: int) -> NDArray[np.float
     if ds.get("ModalityLUTSequence"):
         return apply_modality_lut(pixels, ds).astype(np.float32)
     group = _group(ds, index, "PixelValueTransformationSequence")
-    slope, intercept = _number(group.get("RescaleSlope"), 1.0), _number(group.get("RescaleIntercept"), 0.0)
+    slope = _number(group.get("RescaleSlope"), 1.0) or 0.0
+    intercept = _number(group.get("RescaleIntercept"), 0.0)
     values = pixels.astype(np.float32)
     if slope not in (0.0, 1.0):
         values *= slope
@@ -468,8 +469,8 @@ def _percentiles(values: NDArray[np.float32], pixels: NDArray[Any], ds: Dataset)
     padding = ds.get("PixelPaddingValue")
     if padding is not None:
         limit = ds.get("PixelPaddingRangeLimit", padding)
-        low, high = min(int(padding), int(limit)), max(int(padding), int(limit))
-        inside = ((pixels < low) | (pixels > high)).reshape(-1)
+        from_value, to_value = sorted((int(padding), int(limit)))
+        inside = ((pixels < from_value) | (pixels > to_value)).reshape(-1)
         if inside.any():
             seen = seen[inside]
     seen = seen[:: max(1, seen.size // 250_000)]

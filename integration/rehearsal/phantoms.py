@@ -607,7 +607,7 @@ def _knee_view(making: _Making, size: tuple[int, int], lateral: bool) -> Floats:
     )
     soft = np.sqrt(np.clip(1 - (u / (58 + 0.08 * z)) ** 2, 0, None)) * 2 * 55 * _SOFT
 
-    def bone(half: Floats) -> Floats:
+    def bone(half: NDArray[Any]) -> Floats:
         inside = np.clip(half**2 - u**2, 0, None)
         inner = np.clip((half - 4.5) ** 2 - u**2, 0, None)
         return (2 * np.sqrt(inside) * 0.030 - 2 * np.sqrt(inner) * 0.016).astype(np.float32)
@@ -788,7 +788,7 @@ def _echogenicity(u: Floats, v: Floats, cyst: tuple[float, float] | None, size: 
     echo[v < 12] = 0.75
     echo[inside(42, 92, 40, 24)] = 0.26
     echo[inside(42, 92, 22, 9)] = 0.95
-    for cu, cv, r in ((-30, 88, 6), (4, 64, 4), (-48, 60, 3.5), (-8, 100, 5)):
+    for cu, cv, r in ((-30.0, 88.0, 6.0), (4.0, 64.0, 4.0), (-48.0, 60.0, 3.5), (-8.0, 100.0, 5.0)):
         echo[inside(cu, cv, r * 1.8, r)] = 0.02
         ring = inside(cu, cv, r * 1.8 + 1.6, r + 1.6) & ~inside(cu, cv, r * 1.8, r)
         echo[ring] = 0.8

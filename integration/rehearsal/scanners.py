@@ -20,7 +20,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
-from pynetdicom.sop_class import ModalityPerformedProcedureStep, ModalityWorklistInformationFind
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at import from its tables
+    ModalityPerformedProcedureStep,
+    ModalityWorklistInformationFind,
+)
 
 from common.clock import now, to_site
 from common.uids import new_uid

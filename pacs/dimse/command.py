@@ -113,7 +113,7 @@ class Command(dict[str, Any]):
         return int(self["Status"])
 
 
-def decode(raw: bytes | memoryview) -> Command:
+def decode(raw: bytes | bytearray | memoryview) -> Command:
     """Read a command set. Raises CommandError unless every length fits and the needed elements are there."""
     if len(raw) > MAX_COMMAND_BYTES:
         raise CommandError(f"command set of {len(raw)} bytes")

@@ -129,7 +129,7 @@ def read_request(body: bytes | memoryview) -> Proposal:
         for item in pdu.presentation_context:
             proposal.contexts.append(
                 Proposed(
-                    int(item.presentation_context_id),
+                    int(item.presentation_context_id or 0),
                     str(item.abstract_syntax or ""),
                     tuple(str(uid) for uid in item.transfer_syntax if uid),
                 )
@@ -214,8 +214,9 @@ def agree(proposal: Proposal, peer: Peer | None, registry: Registry) -> Agreemen
     for result in agreed:
         syntax = str(result.transfer_syntax[0])
         cx_id = int(result.context_id or 0)
-        results[cx_id] = (int(result.result), syntax)
-        if result.result == ACCEPTANCE:
+        outcome = USER_REJECTION if result.result is None else int(result.result)
+        results[cx_id] = (outcome, syntax)
+        if outcome == ACCEPTANCE:
             contexts[cx_id] = Context(
                 cx_id,
                 str(result.abstract_syntax),
@@ -338,7 +339,7 @@ def read_accept(body: bytes | memoryview, proposed: Iterable[Proposed]) -> tuple
         by_id = {context.id: context for context in proposed}
         contexts = {}
         for item in pdu.presentation_context:
-            asked = by_id.get(item.presentation_context_id)
+            asked = by_id.get(item.presentation_context_id or 0)
             if item.result == ACCEPTANCE and asked and str(item.transfer_syntax) in asked.transfer_syntaxes:
                 contexts[asked.id] = Context(
                     asked.id, asked.abstract_syntax, str(item.transfer_syntax), as_scp=False, as_scu=True
