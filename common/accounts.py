@@ -21,7 +21,7 @@ GRANTS: dict[str, dict[str, tuple[Role, ...]]] = {
     "ris.imagingservicerequest": {"view": _ALL, "add": (C, X), "change": (C, X)},
     "ris.requestedprocedure": {"view": _ALL},
     "ris.scheduledprocedurestep": {"view": _ALL, "change": (C, T, X)},
-    "ris.performedprocedurestep": {"view": (C, T, A, X)},
+    "ris.performedprocedurestep": {"view": (C, T, A, X), "change": (C, T, X)},
     "ris.reconciliationcase": {"view": _CARE, "change": _CARE},
     "ris.studymatch": {"view": _CARE},
     "ris.report": {"view": (R, X)},

@@ -196,7 +196,7 @@ def _echo(ae: ApplicationEntity) -> str:
 
 def _destinations() -> Iterator[Check]:
     for one in Destination.objects.filter(enabled=True):
-        if one.kind == Destination.Kind.HL7:
+        if one.kind != Destination.Kind.FHIR:
             host, port = one.host, one.port or 0
         else:
             host, port = _host_of_url(one.url)

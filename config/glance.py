@@ -59,6 +59,15 @@ KINDS: dict[tuple[str, str], Kind] = {
         model="ris.scheduledprocedurestep",
         query={"time": "none"},
     ),
+    ("performed", "*"): Kind(
+        "Scanner reports to look at", "MPPS that contradicts its order", model="ris.performedprocedurestep"
+    ),
+    ("short_of_images", "*"): Kind(
+        "Short of images",
+        "the scanner has made more than is here",
+        model="ris.performedprocedurestep",
+        query={"about": "short"},
+    ),
     ("unread", "*"): Kind(
         "Unread studies",
         "images are here, the report is not",

@@ -203,6 +203,7 @@ SECTIONS = {
             "modality": ("modality", str),
             "steps": ("steps", list),
             "minutes": ("minutes", int),
+            "stations": ("stations", list),
         },
         required=("code", "name"),
     ),

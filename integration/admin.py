@@ -235,10 +235,12 @@ def _items_of(subject: story.Subject) -> QuerySet[OutboxItem]:
         *(v.pk for v in subject.versions),
         *{v.report_id for v in subject.versions},
         *(m.study_id for m in subject.matches),
+        *(p.pk for p in subject.performed),
     ]
     kinds = (
         "procedure:",
         "step:",
+        "performed:",
         "report_version:",
         "ServiceRequest/",
         "DiagnosticReport/",

@@ -140,6 +140,10 @@ def open_transport(destination: Destination) -> Transport:
         from integration.fhir.mirror import FhirServer
 
         return FhirServer(destination)
+    if destination.kind == Destination.Kind.MPPS:
+        from integration.performed import MppsReceiver
+
+        return MppsReceiver(destination)
     return Mllp(destination)
 
 

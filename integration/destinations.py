@@ -95,6 +95,10 @@ _KEYS: dict[str, Key] = {
     ),
     "adt_from": Key("any", "`any` change of a patient; `people`: only what did not itself come by HL7"),
     "document_type": Key("DI", "TXA-2 of MDM, table 0270"),
+    # -- MPPS (DICOM)
+    "called_ae": Key("", "AE title of an MPPS receiver"),
+    "calling_ae": Key("", "AE title we call it with; empty: our own"),
+    "stations": Key([], "MPPS of these Performed Station AE Titles only; empty: of all"),
     # -- FHIR
     "token": Key("", "bearer token we show"),
     "token_env": Key("", "name of the environment variable that holds the bearer token, rather than `token`"),

@@ -39,11 +39,12 @@ class Source(models.Model):
 
 
 class Destination(models.Model):
-    """A system we send to: HL7 v2 over MLLP, or a FHIR server."""
+    """A system we send to: HL7 v2 over MLLP, a FHIR server, or a receiver of MPPS."""
 
     class Kind(models.TextChoices):
         HL7 = "hl7", "HL7 v2 over MLLP"
         FHIR = "fhir", "FHIR R4 server"
+        MPPS = "mpps", "MPPS (DICOM)"
 
     id = models.BigAutoField(primary_key=True)
     name = models.CharField(max_length=100, unique=True)

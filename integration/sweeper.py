@@ -22,6 +22,7 @@ from common.models import Alert, Site
 from common.process import Context
 from integration import delivery, inbox, retention, search, tasks
 from integration.models import Destination, OutboxItem
+from ris.services import images
 from worklist import projection, querylog
 
 logger = logging.getLogger(__name__)
@@ -116,9 +117,13 @@ class Sweeper:
 
 
 def keep_house() -> None:
-    """Let go of what is kept for a while only: scanners' queries, worklist items of steps that ended long ago."""
+    """Let go of what is kept for a while only: scanners' queries, worklist items of steps that ended long ago.
+
+    Images of which no news came are counted again.
+    """
     querylog.prune()
     projection.prune()
+    images.count_again()
 
 
 def due_destinations() -> list[int]:

@@ -4,7 +4,7 @@ The hearers of an event are called in the order in which they stand here.
 """
 
 from common.events import Handler, subscribe
-from integration import forwarding, outbox
+from integration import forwarding, outbox, performed
 from pacs.events import StudyOverlaid, StudySettled
 from ris.events import (
     OrderChanged,
@@ -12,18 +12,25 @@ from ris.events import (
     PatientsMerged,
     ReportSigned,
     StepMoved,
+    StepPerformed,
     StudyGrew,
     StudyMatched,
 )
 from ris.reconciliation import cases
+from ris.services import images
+from ris.services import performed as performed_steps
 from worklist import projection
 
 
 def page() -> dict[type, tuple[Handler, ...]]:
     """Event → its hearers."""
     return {
-        # A study is quiet: match it, or open a case.
-        StudySettled: (cases.on_study_settled,),
+        # A study is quiet: whoever waits for its images is counted again; match it, or open a case.
+        StudySettled: (
+            images.on_study_settled,
+            performed_steps.on_study_settled,
+            cases.on_study_settled,
+        ),
         # Orders and patients change: the worklist follows at once, studies are corrected, mirrors are told.
         OrderChanged: (projection.on_order_changed, outbox.on_order_changed),
         PatientChanged: (
@@ -38,6 +45,8 @@ def page() -> dict[type, tuple[Handler, ...]]:
         ),
         # Work is done: the HIS hears of it.
         StepMoved: (projection.on_step_moved, outbox.on_step_moved),
+        # A scanner reported what it does: other MPPS receivers are told on.
+        StepPerformed: (performed.on_step_performed,),
         # Studies and reports: results to the HIS, the mirror to FHIR servers.
         # The archive's routing: what waited for the match may go.
         StudyMatched: (outbox.on_study_matched, forwarding.on_study_matched),

@@ -20,6 +20,9 @@ Beside = Callable[[Study], Iterable[tuple[str, str]]]
 beside: list[Beside] = []
 """What upper rooms know of a study: functions study → (words, address), shown on its page."""
 
+remarks: list[Beside] = []
+"""Upper rooms' word on a study's state: functions study → (tone, words), shown as chips on its page."""
+
 owners: list[Callable[[list[Study]], list[Any]]] = []
 """Upper rooms' answer to whose studies these are, for the audit trail: studies → patient ids."""
 
@@ -96,6 +99,7 @@ class StudyAdmin(DeskAdmin):
             "corrections": sorted(overlay.attributes.items()) if overlay else [],
             "overlay": overlay,
             "links": [link for tell in beside for link in tell(row)],
+            "remarks": [remark for tell in remarks for remark in tell(row)],
         }
 
 

@@ -196,3 +196,7 @@ class PerformedFacts:
     patient_birth_date: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Attributes of ris.models.PerformedProcedureStep that this message sets."""
+    problems: tuple[str, ...] = ()
+    """What the message lacks or has wrong and a clerk must look at, one sentence each."""
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """This message alone, as it came, for those to whom it is told on; `ris` does not look into it."""

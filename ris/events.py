@@ -1,5 +1,6 @@
 """What `ris` tells upward. Events carry the rows themselves, as they will be after the unit's flush."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,10 +72,12 @@ class StepMoved:
 
 @dataclass(frozen=True)
 class StepPerformed:
-    """An MPPS was created or set."""
+    """An MPPS was created or set. `said` is that message alone, as it came."""
 
     performed: PerformedProcedureStep
     steps: tuple[ScheduledProcedureStep, ...]
+    created: bool = False
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,12 @@ from django.db.models import Count, Min
 
 from common.metrics import Labelled, Waiting, gauge, queue
 from ris import selectors
-from ris.models import ImagingServiceRequest, ReconciliationCase, ScheduledProcedureStep
+from ris.models import (
+    ImagingServiceRequest,
+    PerformedProcedureStep,
+    ReconciliationCase,
+    ScheduledProcedureStep,
+)
 
 
 @gauge("orderly_orders", "Orders by status", labels=("status",))
@@ -32,6 +37,20 @@ def unmatched() -> Iterable[Waiting]:
 def unscheduled() -> Iterable[Waiting]:
     found = selectors.unscheduled_steps().aggregate(count=Count("pk"), oldest=Min("created_at"))
     yield Waiting("steps", found["count"], found["oldest"])
+
+
+@queue("performed", "Performed steps (MPPS) with a problem, for a clerk", late_after=60)
+def performed() -> Iterable[Waiting]:
+    troubled = PerformedProcedureStep.objects.exclude(problem="").filter(solved_at__isnull=True)
+    found = troubled.aggregate(count=Count("pk"), oldest=Min("updated_at"))
+    yield Waiting("steps", found["count"], found["oldest"])
+
+
+@queue("short_of_images", "Examinations short of images that the scanner has made", late_after=1800)
+def short_of_images() -> Iterable[Waiting]:
+    short = PerformedProcedureStep.objects.filter(images_missing__gt=0, images_accepted="")
+    found = short.aggregate(count=Count("pk"), oldest=Min("images_since"))
+    yield Waiting("examinations", found["count"], found["oldest"])
 
 
 @queue("unread", "Procedures whose images are here and whose report is not", late_after=24 * 3600)

@@ -13,7 +13,7 @@ from common.desk import DefaultFilter, DeskAdmin, chip
 from common.templatetags.orderly import moment
 from pacs.dimse import status
 from pacs.matching import name_key
-from ris.models import ImagingServiceRequest, ScheduledProcedureStep
+from ris.models import ImagingServiceRequest, ScheduledProcedureStep, Station
 from worklist import explain
 from worklist.answers import SEPARATOR, parse
 from worklist.attributes import ALL
@@ -106,24 +106,28 @@ class WorklistItemAdmin(DeskAdmin):
         return {"title": "Worklist item", "elements": elements}
 
     def why(self, request: HttpRequest) -> HttpResponse:
-        """Why an order is not on a scanner. Asked by POST: an accession number is no part of an address."""
+        """Why an order is not on a scanner. Asked by POST, for an accession number is no part of an address; or by a
+        link that names the order's row and the scanner.
+        """
         accession = request.POST.get("accession", "").strip()[:200] or _accession_of(
             request.GET.get("order", "")
         )
-        ae_title = request.POST.get("ae", "").strip()[:16]
+        ae_title = (request.POST.get("ae") or request.GET.get("ae", "")).strip()[:16]
         said = None
-        if request.method == "POST" and accession and ae_title:
+        if accession and ae_title:
             said = explain.explain(accession, ae_title)
             items = [story.item for story in said.steps if story.item is not None]
             self.record(request, "read", items, question="why")
-        titles = QueryLog.objects.order_by("ae_title").values_list("ae_title", flat=True).distinct()
+        asked = QueryLog.objects.order_by("ae_title").values_list("ae_title", flat=True).distinct()
+        stations = Station.objects.exclude(ae_title="").values_list("ae_title", flat=True)
+        titles = sorted({*asked[:200], *stations})
         return self.page(
             request,
             "admin/worklist/why.html",
             title="Why not on my scanner?",
             accession=accession,
             ae=ae_title,
-            titles=list(titles[:200]),
+            titles=titles,
             said=said,
         )
 

@@ -58,12 +58,11 @@ Source = Callable[[Facts], Any]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One attribute. `inner` ones stand in the item of the Scheduled Procedure Step Sequence."""
+    """One attribute; those of INNER stand in the item of the Scheduled Procedure Step Sequence."""
 
     keyword: str
     tag: int
     vr: str
-    inner: bool
     source: Source
     """Facts -> text, a list of texts (several values), or a list of {snake_case keyword: text} (SQ)."""
     kind: Matching = Matching.NONE
@@ -109,7 +108,6 @@ def _entry(
         keyword,
         tag,
         dictionary_VR(tag),
-        False,
         source if callable(source) else _path(source) if source else (lambda facts: facts.detail(name)),
         kind,
         tuple(columns) or own,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -119,8 +120,8 @@ def create(request: Request) -> Outcome:
     strict = _is_strict(request)
     check_create(ds, strict=strict)
     zone = _zone(ds, request)
-    facts, problems = facts_of(ds, uid or made, IN_PROGRESS, zone)
-    _carry_out(request, lambda unit: _perform(facts, unit, problems, create=True), uid or made)
+    facts = facts_of(ds, uid or made, IN_PROGRESS, zone)
+    _carry_out(request, lambda unit: _perform(facts, unit, create=True), uid or made)
     return Outcome(elements={"AffectedSOPInstanceUID": made} if made else {})
 
 
@@ -132,11 +133,11 @@ def set_(request: Request) -> Outcome:
     ds = request.dataset
     problems = check_set(ds, strict=_is_strict(request))
     zone = _zone(ds, request)
-    facts, more = facts_of(ds, uid, str(ds.get("PerformedProcedureStepStatus") or "").strip(), zone)
-    problems += more
+    facts = facts_of(ds, uid, str(ds.get("PerformedProcedureStepStatus") or "").strip(), zone)
+    facts = replace(facts, problems=(*problems, *facts.problems))
     for wait in (*WAITS_FOR_CREATE, None):
         try:
-            _carry_out(request, lambda unit: _perform(facts, unit, problems, create=False), uid)
+            _carry_out(request, lambda unit: _perform(facts, unit, create=False), uid)
             return Outcome()
         except Refused as refused:
             if refused.status != status.NO_SUCH_SOP_INSTANCE or wait is None:
@@ -175,17 +176,8 @@ def _is_ascii(value: Any) -> bool:
     return str(value).isascii()
 
 
-def _perform(
-    facts: PerformedFacts, unit: Unit, problems: list[str], *, create: bool
-) -> PerformedProcedureStep:
-    if not create:
-        facts = _on_top(facts)
-    row = steps.perform(facts, unit, create=create)
-    if problems:
-        said = [row.problem, *(p for p in problems if p not in row.problem)]
-        row.problem = " ".join(text for text in said if text)[:300]
-        unit.save(row)
-    return row
+def _perform(facts: PerformedFacts, unit: Unit, *, create: bool) -> PerformedProcedureStep:
+    return steps.perform(facts if create else _on_top(facts), unit, create=create)
 
 
 def _on_top(facts: PerformedFacts) -> PerformedFacts:
@@ -197,7 +189,7 @@ def _on_top(facts: PerformedFacts) -> PerformedFacts:
         .first()
     )
     values = {**facts.values, "attributes": {**(kept or {}), **facts.values["attributes"]}}
-    return PerformedFacts(facts.sop_instance_uid, facts.status, values=values)
+    return replace(facts, values=values)
 
 
 def _carry_out(
@@ -320,10 +312,11 @@ def _named(what: str, tags: Iterable[int]) -> str:
 # -- translation
 
 
-def facts_of(ds: Dataset, uid: str, said: str, zone: tzinfo) -> tuple[PerformedFacts, list[str]]:
-    """What the data set says, in the words of `ris`; only what it has. And what a clerk must look at."""
+def facts_of(ds: Dataset, uid: str, said: str, zone: tzinfo) -> PerformedFacts:
+    """What the data set says, in the words of `ris`; only what it has."""
     problems: list[str] = []
-    values: dict[str, Any] = {"attributes": as_json(ds)}
+    message = as_json(ds)
+    values: dict[str, Any] = {"attributes": message}
     for keyword, name, length in (
         ("PerformedProcedureStepID", "performed_procedure_step_id", 64),
         ("PerformedStationAETitle", "performed_station_ae_title", 16),
@@ -347,7 +340,7 @@ def facts_of(ds: Dataset, uid: str, said: str, zone: tzinfo) -> tuple[PerformedF
     if items:
         uids = [_text(item, "StudyInstanceUID") for item in items]
         values["study_instance_uids"] = list(dict.fromkeys(u for u in uids if is_uid(u) or is_loose_uid(u)))
-    facts = PerformedFacts(
+    return PerformedFacts(
         sop_instance_uid=uid,
         status=said,
         steps=tuple(keys_of_step(item) for item in items),
@@ -355,8 +348,9 @@ def facts_of(ds: Dataset, uid: str, said: str, zone: tzinfo) -> tuple[PerformedF
         patient_name=_text(ds, "PatientName"),
         patient_birth_date=_text(ds, "PatientBirthDate"),
         values=values,
+        problems=tuple(problems),
+        said=message,
     )
-    return facts, problems
 
 
 def keys_of_step(item: Dataset) -> OrderKeys:

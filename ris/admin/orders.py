@@ -6,28 +6,31 @@ from uuid import UUID
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern
 from django.utils.html import format_html_join
 
 from common import audit
-from common.desk import DeskAdmin, chip, desk_url
+from common.desk import DefaultFilter, DeskAdmin, chip, desk_url
 from ris import selectors
 from ris.admin import story
 from ris.admin.forms import OrderForm, end_order
+from ris.admin.performed import images_chip
 from ris.commands import OrderAction
 from ris.deeds import carry_out
 from ris.models import (
     ImagingServiceRequest,
     Patient,
+    PerformedProcedureStep,
     ReportVersion,
     RequestedProcedure,
     StudyMatch,
 )
 from ris.models.reports import ReportStatus
 from ris.services import orders
+from ris.transitions import ON_WORKLIST
 
 _ENDINGS = {
     "cancel": (OrderAction.CANCEL, "The order is canceled; scanners no longer see it."),
@@ -35,6 +38,29 @@ _ENDINGS = {
     "release": (OrderAction.RELEASE, "The order is released; scanners see it again."),
 }
 _ENDED = ("CANCELED", "DISCONTINUED", "COMPLETED")
+
+
+class ImagesFilter(DefaultFilter):
+    """Whether all images that scanners say they made are here."""
+
+    title = "images"
+    parameter_name = "images"
+    default = "all"
+
+    def options(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        return [("short", "Short of images"), ("complete", "Complete")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        theirs = PerformedProcedureStep.objects.filter(steps__procedure__request=OuterRef("pk"))
+        short = theirs.filter(images_missing__gt=0, images_accepted="")
+        if self.value() == "short":
+            return queryset.filter(Exists(short))
+        if self.value() == "complete":
+            running = theirs.filter(images_expected__isnull=True)
+            return queryset.filter(
+                Exists(theirs.filter(images_expected__gt=0)), ~Exists(short), ~Exists(running)
+            )
+        return queryset
 
 
 @admin.register(ImagingServiceRequest)
@@ -46,7 +72,7 @@ class OrderAdmin(DeskAdmin):
     detail_template = "admin/ris/order.html"
     list_display = ("number", "patient_name", "exam", "status_chip", "report_chip", "source", "created_at")
     list_display_links = ("number",)
-    list_filter = ("status", "source", "procedures__requested_procedure_priority")
+    list_filter = (ImagesFilter, "status", "source", "procedures__requested_procedure_priority")
     search_fields = ("accession_number",)
     search_help_text = "Accession or order number, patient name or ID"
     ordering = ("-created_at",)
@@ -110,8 +136,10 @@ class OrderAdmin(DeskAdmin):
             "patient": order.patient,
             "identifier": selectors.shown_identifier(order.patient),
             "procedures": procedures,
+            "performed": _by_procedure(procedures, subject.performed),
             "story": entries,
             "ended": order.status in _ENDED,
+            "waiting": [status.value for status in ON_WORKLIST] + ["HELD"],
             "may_read": request.user.has_perm("ris.view_report"),
             "reported": ReportStatus.DRAFT,
         }
@@ -183,6 +211,18 @@ class OrderAdmin(DeskAdmin):
                 done=done,
             )
         return redirect(self.url_of(order))
+
+
+def _by_procedure(
+    procedures: list[RequestedProcedure], performed: list[PerformedProcedureStep]
+) -> dict[UUID, list[tuple[PerformedProcedureStep, str]]]:
+    """What scanners reported, by procedure; each with the chip about its images."""
+    theirs = {p.pk: {step.pk for step in p.steps.all()} for p in procedures}
+    steps = {row.pk: set(row.steps.values_list("pk", flat=True)) for row in performed}
+    return {
+        pk: [(row, images_chip(row)) for row in performed if steps[row.pk] & own]
+        for pk, own in theirs.items()
+    }
 
 
 def _patient_asked(request: HttpRequest) -> Patient | None:

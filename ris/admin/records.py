@@ -1,4 +1,4 @@
-"""What was recorded and is only looked at: performed steps, reports, changes."""
+"""What was recorded and is only looked at: reports, changes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,29 +12,7 @@ from common.desk import DeskAdmin, chip, desk_url
 from common.roles import Role, has_role
 from ris import selectors
 from ris.admin import story
-from ris.models import Change, PerformedProcedureStep, Report
-
-
-@admin.register(PerformedProcedureStep)
-class PerformedAdmin(DeskAdmin):
-    """What scanners reported (MPPS)."""
-
-    called = ("performed step", "performed steps")
-    patient_data = "performed step"
-    list_display = ("performed_procedure_step_id", "performed_station_ae_title", "modality", "status_chip", "problem",
-                    "started_at", "ended_at")  # fmt: skip
-    list_filter = ("status", "modality", "performed_station_ae_title")
-    search_fields = ("performed_procedure_step_id", "sop_instance_uid", "performed_station_ae_title")
-    search_help_text = "Step ID, SOP Instance UID or AE title"
-    exclude = ("attributes", "series", "steps")
-    empty_hint = "Scanners that speak MPPS report here what they began and finished."
-
-    def patients_of(self, rows: Iterable[Any]) -> list[Any]:
-        return [row.patient_id for row in rows]
-
-    @admin.display(description="Status", ordering="status")
-    def status_chip(self, row: PerformedProcedureStep) -> str:
-        return chip(row.status, row.get_status_display())
+from ris.models import Change, Report
 
 
 @admin.register(Report)

@@ -6,7 +6,7 @@ from typing import Any
 from common.desk import desk_url
 from pacs import admin as archive
 from pacs.models import Study
-from ris.models import ReconciliationCase, StudyMatch
+from ris.models import PerformedProcedureStep, ReconciliationCase, StudyMatch
 
 
 def links(study: Study) -> Iterable[tuple[str, str]]:
@@ -14,12 +14,37 @@ def links(study: Study) -> Iterable[tuple[str, str]]:
     match = StudyMatch.objects.filter(study=study, undone_at__isnull=True).select_related("procedure").first()
     if match is not None:
         yield "Order", desk_url("ris.imagingservicerequest", match.procedure.request_id)
+    for performed in _performed(study):
+        if performed.is_short or performed.needs_a_person:
+            yield "What the scanner reported", desk_url("ris.performedprocedurestep", performed.pk)
     case = ReconciliationCase.objects.filter(study=study).first()
     if case is not None:
         yield (
             "Unmatched: why" if match is None else "How it was linked",
             desk_url("ris.reconciliationcase", case.pk),
         )
+
+
+def _performed(study: Study) -> Iterable[PerformedProcedureStep]:
+    """What scanners reported of this study."""
+    rows = PerformedProcedureStep.objects.filter(study_instance_uids__contains=[study.study_instance_uid])
+    return rows.order_by("created_at")
+
+
+def completeness(study: Study) -> Iterable[tuple[str, str]]:
+    """Whether all that scanners say they made is here: tone and words; nothing where no scanner said."""
+    told = [p for p in _performed(study) if p.images_expected]
+    running = any(p.status == PerformedProcedureStep.Status.IN_PROGRESS for p in _performed(study))
+    expected = sum(p.images_expected or 0 for p in told)
+    missing = sum(p.images_missing or 0 for p in told)
+    if missing and all(not p.is_short for p in told):
+        yield "off", f"{missing} of {expected} images missing, accepted"
+    elif missing:
+        yield "bad", f"short by {missing} of {expected} images"
+    elif running:
+        yield "info", "scan in progress"
+    elif expected:
+        yield "ok", f"complete: {expected} images"
 
 
 def patients(studies: list[Study]) -> list[Any]:
@@ -29,4 +54,5 @@ def patients(studies: list[Study]) -> list[Any]:
 
 
 archive.beside.append(links)
+archive.remarks.append(completeness)
 archive.owners.append(patients)

@@ -1,5 +1,6 @@
 """Requested procedures, and the catalogue that says what steps a procedure has."""
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 
 from common.rows import Row
@@ -70,6 +71,12 @@ class ProcedureDefinition(Row):
         default=list, blank=True, help_text="one object a step: code, name, minutes, modality"
     )
     minutes = models.PositiveIntegerField(default=20)
+    stations = ArrayField(
+        models.CharField(max_length=64),
+        default=list,
+        blank=True,
+        help_text="names of the stations that do it; empty: all of its modality",
+    )
     temporary = models.BooleanField(default=False)
 
     class Meta:

@@ -1,6 +1,7 @@
 """Moving scheduled steps, and taking in what scanners say they performed (MPPS)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from uuid import UUID
 
 from common.names import same_person_name
@@ -15,16 +16,18 @@ from ris.models import (
     ScheduledProcedureStep,
 )
 from ris.models.schedule import StepStatus
-from ris.services import authorities, lanes
+from ris.services import authorities, images, lanes
 from ris.services.orders import derived_status
 from ris.transitions import TERMINAL, may_move
 
 Performed = PerformedProcedureStep.Status
-_AFTER = {
+Trouble = PerformedProcedureStep.Trouble
+AFTER = {
     Performed.IN_PROGRESS: StepStatus.STARTED,
     Performed.COMPLETED: StepStatus.COMPLETED,
     Performed.DISCONTINUED: StepStatus.DISCONTINUED,
 }
+"""Status of a performed step → that of the scheduled steps it performs."""
 WRONG_WORKLIST_ENTRY = "110514"
 """DCM code: discontinued for an incorrect worklist entry selected (PS3.16 CID 9300)."""
 
@@ -37,18 +40,19 @@ def move(step_id: UUID, status: str, actor: str, unit: Unit) -> ScheduledProcedu
     step = ScheduledProcedureStep.objects.filter(pk=step_id).select_related("procedure__request").first()
     if step is None:
         raise UnknownKey("This step does not exist (any more).", attribute="scheduled_procedure_step_id")
-    ctx = _locked([step])
-    return _moved(ctx, {step_id: status}, actor, unit)[0]
+    ctx = locked([step])
+    return moved(ctx, {step_id: status}, actor, unit)[0]
 
 
-def _locked(steps: Iterable[ScheduledProcedureStep]) -> Context:
+def locked(steps: Iterable[ScheduledProcedureStep]) -> Context:
+    """Their orders as they are now, with the lanes of their patients held."""
     requests = {s.procedure.request_id: s.procedure.request.patient_id for s in steps}
     lanes.lock_patients(requests.values())
     return context.load(requests=requests)
 
 
-def _moved(ctx: Context, targets: dict[UUID, str], actor: str, unit: Unit) -> list[ScheduledProcedureStep]:
-    """Move steps of the context to their targets; tell order and steps upward."""
+def moved(ctx: Context, targets: dict[UUID, str], actor: str, unit: Unit) -> list[ScheduledProcedureStep]:
+    """Move steps of the context to their targets; tell order and steps upward. Raises NotAllowed."""
     result = []
     for request in ctx.requests.values():
         patient = ctx.patient_of(request)
@@ -98,11 +102,13 @@ def _moved(ctx: Context, targets: dict[UUID, str], actor: str, unit: Unit) -> li
     return result
 
 
-def move_all(ctx: Context, targets: dict[UUID, str], actor: str, unit: Unit) -> list[ScheduledProcedureStep]:
+def move_all(
+    ctx: Context, targets: Mapping[UUID, str], actor: str, unit: Unit
+) -> list[ScheduledProcedureStep]:
     """Move several steps of a context whose lanes are held; targets the table forbids are left out."""
     steps = {s.id: s for r in ctx.requests.values() for s in ctx.steps_of(r)}
     allowed = {i: t for i, t in targets.items() if i in steps and may_move(actor, steps[i].status, t)}
-    return _moved(ctx, allowed, actor, unit)
+    return moved(ctx, allowed, actor, unit)
 
 
 def perform(facts: PerformedFacts, unit: Unit, *, create: bool) -> PerformedProcedureStep:
@@ -132,20 +138,49 @@ def perform(facts: PerformedFacts, unit: Unit, *, create: bool) -> PerformedProc
             updated_at=unit.at,
             cause=unit.cause,
             status=Performed.IN_PROGRESS,
+            told=_told(facts),
         )
-        row.problem = _problem(facts, ctx, named)
-        if row.problem and named and "patient" in row.problem:
+        trouble, text = _problem(facts, ctx, named)
+        _note(row, trouble, text)
+        if trouble == Trouble.PATIENT:
             named = []
         row.patient_id = ctx.patient_of(named[0].procedure.request).id if named else None
     for name, value in facts.values.items():
         setattr(row, name, value)
+    for text in facts.problems:
+        _note(row, Trouble.INCOMPLETE, text)
     row.status = facts.status or row.status
+    if row.status != Performed.IN_PROGRESS:
+        images.count(row, unit.at)
+    targets = _targets(row, named)
     history.keep(row, unit, row.patient_id)
     if create:
         _link(row, named, unit)
-    _follow(row, ctx, named, unit)
-    unit.publish(StepPerformed(performed=row, steps=tuple(named)))
+    if targets:
+        move_all(ctx, targets, "scanner", unit)
+    unit.publish(StepPerformed(performed=row, steps=tuple(named), created=create, said=facts.said))
     return row
+
+
+def _note(row: PerformedProcedureStep, trouble: str, text: str) -> None:
+    """Let a clerk look at it (again); what was said already is not repeated."""
+    if text and text not in row.problem:
+        row.problem = f"{row.problem} {text}".strip()[:300]
+        row.trouble = row.trouble or trouble
+        row.solved_at, row.solved_cause = None, ""
+
+
+def _told(facts: PerformedFacts) -> dict[str, Any]:
+    """Patient and numbers in the scanner's own words."""
+    return {
+        "patient_name": facts.patient_name,
+        "patient_birth_date": facts.patient_birth_date,
+        "patient_ids": [i.value for i in facts.patient_identifiers if i.value],
+        "accession_numbers": list(
+            dict.fromkeys(k.accession_number for k in facts.steps if k.accession_number)
+        ),
+        "step_ids": [k.scheduled_procedure_step_id for k in facts.steps if k.scheduled_procedure_step_id],
+    }
 
 
 def _link(row: PerformedProcedureStep, steps: list[ScheduledProcedureStep], unit: Unit) -> None:
@@ -191,7 +226,7 @@ def _steps_of_item(ctx: Context, keys: OrderKeys) -> list[ScheduledProcedureStep
 
 def _linked_steps(row: PerformedProcedureStep) -> tuple[Context, list[ScheduledProcedureStep]]:
     linked = list(row.steps.select_related("procedure__request"))
-    ctx = _locked(linked)
+    ctx = locked(linked)
     ids = {s.id for s in linked}
     steps = [s for r in ctx.requests.values() for s in ctx.steps_of(r) if s.id in ids]
     for step in steps:
@@ -203,22 +238,26 @@ def _linked_steps(row: PerformedProcedureStep) -> tuple[Context, list[ScheduledP
     return ctx, steps
 
 
-def _problem(facts: PerformedFacts, ctx: Context, named: list[ScheduledProcedureStep]) -> str:
-    """What a clerk must look at, or nothing."""
+def _problem(facts: PerformedFacts, ctx: Context, named: list[ScheduledProcedureStep]) -> tuple[str, str]:
+    """What a clerk must look at: its kind and a sentence, or nothing."""
     if not named:
         scheduled = any(k.scheduled_procedure_step_id or k.accession_number for k in facts.steps)
         if scheduled:
-            return "Performed for a scheduled step that is not known here."
-        return "Unscheduled: the scanner worked without a worklist entry."
+            return Trouble.UNKNOWN, "Performed for a scheduled step that is not known here."
+        return Trouble.UNSCHEDULED, "Unscheduled: the scanner worked without a worklist entry."
     for step in named:
         patient = ctx.patient_of(step.procedure.request)
         known = {(i.value, i.authority_id) for i in ctx.identifiers[patient.id]}
         ids = [i for i in facts.patient_identifiers if i.value]
         if ids and not any(_is_known(i, known) for i in ids):
-            return "The scanner's patient identifier is not the ordered patient's."
+            return Trouble.PATIENT, "The scanner's patient identifier is not the ordered patient's."
         if same_person_name(facts.patient_name, patient.patient_name) is False:
-            return "The scanner's patient name is not the ordered patient's."
-    return ""
+            return Trouble.PATIENT, "The scanner's patient name is not the ordered patient's."
+    for step in named:
+        if step.status in (StepStatus.CANCELED, StepStatus.DISCONTINUED):
+            said = StepStatus(step.status).label.lower()
+            return Trouble.STATE, f"The scanner has begun a step that was {said} before."
+    return Trouble.NONE, ""
 
 
 def _is_known(identifier: Identifier, known: set[tuple[str, UUID]]) -> bool:
@@ -228,17 +267,13 @@ def _is_known(identifier: Identifier, known: set[tuple[str, UUID]]) -> bool:
     return any(value == identifier.value and authority in allowed for value, authority in known)
 
 
-def _follow(
-    row: PerformedProcedureStep, ctx: Context, named: list[ScheduledProcedureStep], unit: Unit
-) -> None:
-    """The scheduled steps follow the performed one; a wrong worklist entry puts its step back on the list."""
+def _targets(row: PerformedProcedureStep, named: list[ScheduledProcedureStep]) -> dict[UUID, str]:
+    """Where the scheduled steps go with the performed one; a wrong worklist entry puts its step back on the list."""
     if not named:
-        return
-    target = _AFTER[Performed(row.status)]
+        return {}
+    target = AFTER[Performed(row.status)]
     reason = row.discontinuation_reason.get("code_value") if row.discontinuation_reason else ""
     if row.status == Performed.DISCONTINUED and reason == WRONG_WORKLIST_ENTRY:
         target = StepStatus.SCHEDULED
-        row.problem = "Discontinued: the wrong worklist entry was picked at the scanner."
-        unit.save(row)
-    targets = {s.id: target for s in named if s.status not in TERMINAL or target == StepStatus.SCHEDULED}
-    move_all(ctx, targets, "scanner", unit)
+        _note(row, Trouble.WRONG_ENTRY, "Discontinued: the wrong worklist entry was picked at the scanner.")
+    return {s.id: target for s in named if s.status not in TERMINAL or target == StepStatus.SCHEDULED}

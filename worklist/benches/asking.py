@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -50,11 +51,15 @@ class Scanner:
         self.sock = socket.create_connection(("127.0.0.1", port), seconds)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
-        self.sock.sendall(negotiation.request_pdu(calling_ae, CALLED, proposed))
-        kind, body = self._pdu()
-        contexts, _ = negotiation.read_accept(body, proposed) if kind == stream.ASSOCIATE_AC else ({}, 0)
-        if CONTEXT not in contexts:
-            raise RuntimeError(f"the server on port {port} takes no worklist association")
+        try:
+            self.sock.sendall(negotiation.request_pdu(calling_ae, CALLED, proposed))
+            kind, body = self._pdu()
+            contexts, _ = negotiation.read_accept(body, proposed) if kind == stream.ASSOCIATE_AC else ({}, 0)
+            if CONTEXT not in contexts:
+                raise RuntimeError(f"the server on port {port} takes no worklist association")
+        except BaseException:
+            self.sock.close()
+            raise
 
     def _more(self) -> bytes:
         data = self.sock.recv(1 << 20)
@@ -94,6 +99,39 @@ class Scanner:
             count += 1 + self._skip_pending()
         last = time.perf_counter()
         return Asked(count, (first - began) * 1000, (last - began) * 1000)
+
+    def cancel(self, ds: Dataset) -> float:
+        """Ask, and cancel after the first response: milliseconds until the final one. Raises RuntimeError."""
+        request = {
+            "AffectedSOPClassUID": MODALITY_WORKLIST_FIND,
+            "CommandField": command.CODES["C-FIND"],
+            "MessageID": 1,
+            "Priority": 0,
+            "CommandDataSetType": 0,
+        }
+        cancel = {
+            "CommandField": command.CODES["C-CANCEL"],
+            "MessageIDBeingRespondedTo": 1,
+            "CommandDataSetType": command.NO_DATA_SET,
+        }
+        pdus = [
+            *stream.data_pdus(CONTEXT, command.encode(request), command=True, max_data=16384),
+            *stream.data_pdus(CONTEXT, encode(ds, EXPLICIT_VR_LITTLE_ENDIAN), command=False, max_data=16384),
+        ]
+        self.sock.sendall(b"".join(pdus))
+        self._next_command()
+        began = time.perf_counter()
+        self.sock.sendall(
+            b"".join(stream.data_pdus(CONTEXT, command.encode(cancel), command=True, max_data=16384))
+        )
+        while True:
+            self._skip_pending()
+            said = command.decode(self._next_command())["Status"]
+            if said & 0xFF00 != 0xFF00:
+                break
+        if said != 0xFE00:
+            raise RuntimeError(f"a cancelled query ended with {said:04X}")
+        return (time.perf_counter() - began) * 1000
 
     def _next_command(self) -> bytes:
         """The next command set; data sets before it are passed over."""
@@ -149,10 +187,19 @@ def _is_pending(raw: bytes) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody uses, and that no outgoing connection is ever given (Linux gives 32768 and above).
+
+    Asking for one of those until its server is up may connect to itself, and then holds the server's port.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 @contextmanager
@@ -173,7 +220,7 @@ def _process(
             deadline = time.monotonic() + START_SECONDS
             while True:
                 try:
-                    Scanner(port).close()
+                    Scanner(port, seconds=START_SECONDS).close()
                     break
                 except (OSError, RuntimeError):
                     if child.poll() is not None or time.monotonic() > deadline:

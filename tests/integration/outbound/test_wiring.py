@@ -8,7 +8,7 @@ from pacs import events as pacs_events
 from ris import events as ris_events
 
 # News that nobody needs today: a page or a later room may.
-UNHEARD = {"StepPerformed", "CaseOpened", "ObjectSetAside"}
+UNHEARD = {"CaseOpened", "ObjectSetAside"}
 
 
 def published() -> dict[str, type]:
