@@ -30,6 +30,9 @@ _SEGMENTS = {
 }  # fmt: skip
 
 
+_POINTER = ("Pointer", "Application ID", "Type of data", "Subtype")  # data type RP, of which ZDS-1 is
+
+
 @dataclass(frozen=True)
 class Field:
     """One component (or whole field) that says something: its place, its name, its value."""
@@ -153,7 +156,8 @@ def _library(version: str) -> Any:
 def _plain(name: str | None) -> str:
     """The tables' `PATIENT_NAME` as `Patient name`, without their examples."""
     text = re.sub(r" (e g|i e) .*", "", (name or "").replace("_", " ").lower())
-    return re.sub(r"(\w) s (?=\w)", r"\1's ", text).capitalize()
+    text = re.sub(r"(\w) s (?=\w)", r"\1's ", re.sub(r"^set id .*", "set id", text))
+    return re.sub(r"\b(id|uid)\b", lambda word: word[0].upper(), text[:1].upper() + text[1:], flags=re.I)
 
 
 @cache
@@ -169,6 +173,8 @@ def field_name(segment: str, number: int, version: str = _NEWEST) -> str:
 @cache
 def component_name(segment: str, number: int, component: int, version: str = _NEWEST) -> str:
     """A component's name by the standard: `Family name`; empty when it has none."""
+    if (segment, number) == ("ZDS", 1):
+        return _POINTER[component - 1] if component <= len(_POINTER) else ""
     library = _library(version)
     entry = library.FIELDS.get(f"{segment}_{number}") or _library(_NEWEST).FIELDS.get(f"{segment}_{number}")
     if not entry:

@@ -1,11 +1,13 @@
 """Pages about messages: the list and its search, one message, replay, edit, lanes, traffic, retention."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from django.apps import apps
 from django.contrib import messages as notices
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -466,11 +468,14 @@ def _milliseconds(first: datetime, then: datetime | None) -> float | None:
 def changes_of(row: Message) -> list[dict[str, Any]]:
     """What a message changed of patients, orders, procedures and steps, row by row in the order it was done."""
     found: dict[Any, dict[str, Any]] = {}
-    for change in Change.objects.filter(cause=cause.hl7(row.pk)).order_by("id")[:_CHANGES]:
+    changes = list(Change.objects.filter(cause=cause.hl7(row.pk)).order_by("id")[:_CHANGES])
+    called = _called(changes)
+    for change in changes:
         one = found.setdefault(
             change.object_id,
             {
                 "noun": NOUNS.get(change.what, change.what.capitalize()),
+                "called": called.get(change.object_id, ""),
                 "url": desk_url(_PAGES[change.what], change.object_id) if change.what in _PAGES else "",
                 "created": False,
                 "lines": [],
@@ -484,6 +489,18 @@ def changes_of(row: Message) -> list[dict[str, Any]]:
             if isinstance(pair, list) and len(pair) == 2 and name not in ("made", "details"):
                 one["lines"].append((name, pair[0], pair[1]))
     return list(found.values())
+
+
+def _called(changes: Iterable[Change]) -> dict[Any, str]:
+    """What the changed rows are called now, of those that are still there."""
+    by_model: dict[str, set[Any]] = {}
+    for change in changes:
+        by_model.setdefault(change.what, set()).add(change.object_id)
+    found: dict[Any, str] = {}
+    for name, ids in by_model.items():
+        with contextlib.suppress(LookupError):
+            found |= {pk: str(row) for pk, row in apps.get_model("ris", name).objects.in_bulk(ids).items()}
+    return found
 
 
 def hex_dump(raw: bytes) -> Iterable[tuple[str, str, str]]:

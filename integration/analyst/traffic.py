@@ -9,6 +9,7 @@ from django.db import connection
 from django.db.models import Count, Min, Q
 
 from common.clock import now, to_site
+from common.templatetags.orderly import span
 from integration.models import Destination, Message, OutboxItem, Source
 
 # Name → (title, how long, how many bars).
@@ -56,6 +57,13 @@ class Peer:
     most: int = 0
     """Messages in the fullest bar."""
     enabled: bool = True
+    minutes: float = 1.0
+    """How long the window is."""
+
+    @property
+    def rate(self) -> str:
+        """How many messages a minute, or an hour where that is a fraction."""
+        return _rate(self.count, self.minutes)
 
     @property
     def share(self) -> float:
@@ -80,19 +88,27 @@ class Traffic:
 
     @property
     def rate(self) -> str:
-        """How many messages a minute, or an hour where that is more than a fraction."""
-        minutes = WINDOWS[self.window][1].total_seconds() / 60
-        a_minute = self.total / minutes
-        return f"{a_minute:.1f} a minute" if a_minute >= 1 else f"{a_minute * 60:.1f} an hour"
+        """How many messages a minute, or an hour where that is a fraction."""
+        return _rate(self.total, WINDOWS[self.window][1].total_seconds() / 60)
+
+    @property
+    def step(self) -> str:
+        """What one bar stands for, in words."""
+        return span(self.seconds)
+
+
+def _rate(count: int, minutes: float) -> str:
+    a_minute = count / minutes
+    return f"{a_minute:.1f} a minute" if a_minute >= 1 else f"{a_minute * 60:.1f} an hour"
 
 
 def look(window: str = "day") -> Traffic:
     """The numbers of a window that ends now."""
     window = window if window in WINDOWS else "day"
-    title, span, count = WINDOWS[window]
-    step = int(span.total_seconds() / count)
+    title, length, count = WINDOWS[window]
+    step = int(length.total_seconds() / count)
     end = datetime.fromtimestamp((int(now().timestamp()) // step + 1) * step, tz=now().tzinfo)
-    since = end - span
+    since = end - length
     seen = Traffic(
         window, title, since, step, _sources(since, step, count), _destinations(since, step, count)
     )
@@ -156,6 +172,7 @@ def _filled(
     step: int,
     count: int,
 ) -> Peer:
+    peer.minutes = step * count / 60
     peer.count = sum(n for n, _ in series.values())
     peer.failed = sum(bad for _, bad in series.values())
     peer.waiting, peer.oldest, peer.needing = opened or (0, None, 0)

@@ -43,10 +43,16 @@
       if (names.length) { said.textContent = names.length > 3 ? names.length + " files" : names.join(", "); }
     }
   });
-  document.addEventListener("keydown", function (event) {  // x chooses the row that j and k walk to
-    if (event.key !== "x" || event.ctrlKey || event.metaKey || event.target.closest("input, textarea, select")) { return; }
-    var box = document.querySelector("tr[data-href][aria-selected='true'] input[name='id']");
-    if (box) { box.checked = !box.checked; chosen(); }
+  document.addEventListener("keydown", function (event) {  // x chooses the row that j and k walk to, r replays
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=checkbox]), textarea, select")) { return; }
+    if (event.key === "x") {
+      var box = document.querySelector("tr[data-href][aria-selected='true'] input[name='id']");
+      if (box) { box.checked = !box.checked; chosen(); }
+    }
+    if (event.key === "r") {
+      var replay = document.querySelector("[data-needs-choice]:not([disabled])");
+      if (replay) { replay.click(); }
+    }
   });
   document.addEventListener("DOMContentLoaded", chosen);
 

@@ -25,6 +25,7 @@ BENCHES = {
     "worklist": "worklist.benches.worklist",
     "dicomweb": "pacs.benches.dicomweb",
     "matching": "ris.benches.matching",
+    "pages": "integration.benches.pages",
 }
 HOME = "ORDERLY_BENCH_HOME"
 

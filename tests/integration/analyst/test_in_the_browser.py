@@ -14,6 +14,7 @@ from tests.integration.analyst import scene
 from tests.integration.analyst.scene import Scene
 
 pytestmark = pytest.mark.django_db(transaction=True)
+expect.set_options(timeout=30_000)  # a page is waited for, however busy the machine is
 
 LogIn = Callable[[str], None]
 Shot = Callable[[str], None]
@@ -150,6 +151,37 @@ def test_several_messages_are_replayed_after_a_preview(page: Any, log_in: LogIn,
     assert Message.objects.filter(deeds__what="replayed").distinct().count() == 4
 
 
+def test_messages_are_chosen_replayed_and_skipped_by_keyboard_alone(page: Any, log_in: LogIn, day: Scene):
+    log_in("ines.moreau")
+    page.goto("/admin/integration/message/?kind=ORM&state=applied")
+    expect(page.get_by_role("button", name="Replay chosen")).to_be_disabled()
+    for key in ("j", "x", "j", "x"):
+        page.keyboard.press(key)
+    expect(page.get_by_text("2 chosen")).to_be_visible()
+    page.keyboard.press("r")
+    expect(page.get_by_role("heading", name="Replay 2 messages?")).to_be_visible()
+    page.get_by_label("Why they are replayed").focus()
+    page.keyboard.type("The station table was wrong.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="2 messages replayed")).to_be_visible()
+    page.goto(f"/admin/integration/message/{day.refused.pk}/change/")
+    page.get_by_role("button", name="Skip").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#skip")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#skip")).to_be_hidden()
+    page.keyboard.press("Enter")
+    page.locator("#skip").get_by_label("Why").focus()
+    page.keyboard.type("A test of the ward.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("The message is skipped")).to_be_visible()
+    page.goto("/admin/integration/message/")
+    page.keyboard.press("/")
+    page.keyboard.type("a26-1050")
+    page.keyboard.press("Enter")
+    expect(page.locator("#result_list tbody tr")).to_have_count(1)
+
+
 def test_a_refused_message_is_edited_tried_and_applied_as_a_copy(
     page: Any, log_in: LogIn, shot: Shot, day: Scene
 ):
@@ -226,8 +258,11 @@ def test_the_analysts_pages_fit_a_tablet_and_the_dark(page: Any, log_in: LogIn, 
         "source": f"/admin/integration/source/{day.his.pk}/change/",
         "sources": "/admin/integration/source/",
         "edit": f"/admin/integration/message/{day.refused.pk}/edit/",
+        "retention": "/admin/integration/message/retention/",
+        "samples": "/admin/integration/source/samples/",
+        "versions": f"/admin/integration/source/{day.his.pk}/versions/",
     }
-    for width, scheme in ((820, "light"), (1366, "dark")):
+    for width, scheme in ((820, "light"), (1280, "dark")):
         page.set_viewport_size({"width": width, "height": 1100})
         page.emulate_media(color_scheme=scheme)
         for name, url in pages.items():
