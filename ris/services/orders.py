@@ -379,18 +379,10 @@ class _Work:
         step.minutes = int(
             group.step.get("minutes") or plan.get("minutes") or (listed.minutes if listed else 20)
         )
-        if (
-            listed
-            and listed.stations
-            and not (step.scheduled_station_names or step.scheduled_station_ae_titles)
-        ):
+        if listed and listed.stations and not (step.scheduled_station_names or step.scheduled_station_ae_titles):
             step.scheduled_station_names = list(listed.stations)
         _give_stations(step)
         step.status = group.status if group.status in StepStatus.values else StepStatus.SCHEDULED
-        others = self.ctx.steps_of(procedure.request)
-        if others and all(self._is_late_word(s) for s in others) and len({s.status for s in others}) == 1:
-            step.status = others[0].status  # a newer message has ended or held all there was of the order
-            step.made = {**step.made, _SAID_AT: others[0].made[_SAID_AT]}
         self.ctx.add_step(step)
         self.claimed.add(step.id)
         self._keep_step(step, procedure)
