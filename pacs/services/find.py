@@ -54,7 +54,8 @@ _UNIQUE = {
     Level.SERIES: 0x0020000E,
     Level.IMAGE: 0x00080018,
 }
-_PATIENT_COUNTS = {
+#: Computed at patient level: tag → SQL.
+PATIENT_COUNTS = {
     0x00201200: "count(*) OVER patient",
     0x00201202: "sum(study.number_of_study_related_series) OVER patient",
     0x00201204: "sum(study.number_of_study_related_instances) OVER patient",
@@ -133,7 +134,7 @@ def read(request: Request) -> Question:
     )
     named = ds.get("SpecificCharacterSet")
     keys = {tag: key for tag, key in keys_of(ds).items() if tag not in _OWN}
-    counts = [tag for tag in _PATIENT_COUNTS if tag in keys and level is Level.PATIENT]
+    counts = [tag for tag in PATIENT_COUNTS if tag in keys and level is Level.PATIENT]
     try:
         planned = plan(
             TABLES[level], {tag: key for tag, key in keys.items() if tag not in counts}, combined=False
@@ -204,8 +205,8 @@ class Encoder:
         # (tag, VR, index of the column; None: to be looked for in attributes and overlay)
         self._plain: list[tuple[int, str, int | None]] = []
         for tag, attribute in question.returned:
-            if tag in _PATIENT_COUNTS and question.level is Level.PATIENT:
-                self._plain.append((tag, "IS", question.column(_PATIENT_COUNTS[tag])))
+            if tag in PATIENT_COUNTS and question.level is Level.PATIENT:
+                self._plain.append((tag, "IS", question.column(PATIENT_COUNTS[tag])))
             elif attribute is not None and attribute.kind is not Matching.SEQUENCE and attribute.column:
                 self._plain.append((tag, attribute.vr, question.column(attribute.column)))
             else:

@@ -1,0 +1,76 @@
+"""Processes to be killed: `python -m tests.pacs.storage.nursery DATABASE DATA_DIR`.
+
+For each line of standard input, `receiver` or `indexer` and perhaps a crash point, it forks one that works until it
+is killed, and prints its process id and port (0: none). Forking a process that has everything imported makes
+hundreds of deaths affordable; it has no database connection and no thread of its own to share.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import django
+
+
+def receive(listener: socket.socket) -> None:
+    """Serve C-ECHO and C-STORE to everyone."""
+    from pacs.dimse.admission import Admission, Known, Slots, StaticDirectory
+    from pacs.dimse.registry import load
+    from pacs.dimse.server import Server
+
+    registry = load(("pacs.services.echo", "pacs.services.store"))
+    slots = Slots()
+    directory = StaticDirectory([Known("*", "*", frozenset(("echo", "store")))])
+    server = Server({listener: None}, registry, Admission(directory, registry, ["ORDERLY"], slots), slots)
+    server.run(threading.Event())
+
+
+def index() -> None:
+    """Take the spool into the archive."""
+    from common.process import Context
+    from pacs import indexing
+
+    indexing.main(Context("indexer"))
+
+
+def main(database: str, data_dir: str) -> None:
+    """Fork what is asked for, one line each, until standard input ends."""
+    django.setup()
+    from django.conf import settings
+
+    from common import crashpoints
+    from pacs import indexing  # noqa: F401
+    from pacs.dimse import server  # noqa: F401
+    from pacs.services import echo, store  # noqa: F401
+
+    settings.DATABASES["default"]["NAME"] = database
+    settings.DATA_DIR = Path(data_dir)
+    settings.ORDERLY_SETTLE_SECONDS = 3600.0
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, _, point = line.strip().partition(" ")
+        listener = socket.create_server(("127.0.0.1", 0), backlog=64) if what == "receiver" else None
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.close(0)
+            crashpoints._wanted, _, passes = point.partition(":")
+            crashpoints._passes_left = int(passes or 1)
+            if listener:
+                receive(listener)
+            else:
+                index()
+            os._exit(0)
+        print(pid, listener.getsockname()[1] if listener else 0, flush=True)
+        if listener:
+            listener.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
