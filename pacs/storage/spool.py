@@ -72,6 +72,7 @@ class Spool:
         self._lock_fd = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o640)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
         sync_folder(base)
+        sync_folder(base.parent)  # which names the spool itself, perhaps for the first time
         self._numbers = itertools.count(1)
         self._segment: _Segment | None = None
         self._lock = threading.Lock()
