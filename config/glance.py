@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import Count, Max, Min, Q
+from django.db.models import Count, Max, Min, OuterRef, Q, Subquery
 from django.db.models.functions import TruncHour
 from django.http import HttpRequest
 from django.urls import reverse
@@ -226,18 +226,11 @@ def came_today(request: HttpRequest) -> list[dict[str, Any]]:
 def peers() -> list[dict[str, Any]]:
     """Systems around us and when each was last heard of: sources, destinations, and who sent images this week."""
     week = now() - timedelta(days=7)
-    heard = dict(
-        Message.objects.filter(received_at__gte=week)
-        .order_by()
-        .values_list("source_id")
-        .annotate(last=Max("received_at"))
-    )
-    told = dict(
-        OutboxItem.objects.filter(delivered_at__gte=week)
-        .order_by()
-        .values_list("destination_id")
-        .annotate(last=Max("delivered_at"))
-    )
+    newest = Message.objects.filter(source=OuterRef("pk"), received_at__gte=week).order_by("-id")
+    heard = dict(Source.objects.values_list("pk", Subquery(newest.values("received_at")[:1])))
+    latest = OutboxItem.objects.filter(destination=OuterRef("pk"), created_at__gte=week, state="delivered")
+    delivered = latest.order_by("-created_at").values("delivered_at")[:1]
+    told = dict(Destination.objects.values_list("pk", Subquery(delivered)))
     found = [
         {"name": source.name, "kind": "sends HL7", "last": heard.get(source.pk), "tone": "ok", "note": ""}
         for source in Source.objects.filter(enabled=True)

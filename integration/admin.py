@@ -1,11 +1,12 @@
 """The desk for messages: what came in with its fields named, what goes out with its attempts, sources, destinations."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from django.contrib import admin, messages
-from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
+from django.core.paginator import Page, Paginator
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import URLPattern
@@ -17,8 +18,20 @@ from integration import delivery
 from integration.analyst.messagepages import MessagePages
 from integration.analyst.sourcepages import SourcePages
 from integration.describe import describe, title_of
-from integration.models import DeliveryAttempt, Destination, Message, OutboxItem, Source
+from integration.models import DeliveryAttempt, Destination, Message, OutboxItem, Source, outbox_rank
 from ris.admin import story
+
+SUBJECTS = (
+    "procedure:",
+    "step:",
+    "performed:",
+    "report_version:",
+    "ServiceRequest/",
+    "DiagnosticReport/",
+    "ImagingStudy/",
+)
+"""What stands before the id in an outbox item's subject."""
+_KINDS_OF = 2000  # items whose kinds are offered as a filter
 
 
 @admin.register(Message)
@@ -45,6 +58,34 @@ class OutboxFilter(DefaultFilter):
         return queryset if self.value() == "all" else queryset.filter(state=self.value())
 
 
+class KindFilter(admin.SimpleListFilter):
+    """Outbox items of one kind, of those that the latest ones and the open ones are."""
+
+    title = "kind"
+    parameter_name = "kind"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        latest = OutboxItem.objects.order_by("-id").values_list("kind", flat=True)[:_KINDS_OF]
+        still = OutboxItem.objects.filter(state__in=("parked", "queued")).order_by()
+        kinds = {*latest, *still.values_list("kind", flat=True)[:_KINDS_OF]}
+        if asked := self.used_parameters.get(self.parameter_name) or request.GET.get(self.parameter_name):
+            kinds.add(str(asked))
+        return [(kind, kind) for kind in sorted(kinds)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(kind=self.value()) if self.value() else queryset
+
+
+class ByIds(Paginator):
+    """Pages whose ids are looked up first, in an index alone: the last page costs little more than the first."""
+
+    def page(self, number: Any) -> Page:
+        number, rows = self.validate_number(number), cast("QuerySet[Any]", self.object_list)
+        start = (number - 1) * self.per_page
+        ids = list(rows.values_list("pk", flat=True)[start : start + self.per_page])
+        return Page(rows.filter(pk__in=ids), number, self)
+
+
 @admin.register(OutboxItem)
 class OutboxAdmin(DeskAdmin):
     """What we tell others; what failed stands first."""
@@ -63,9 +104,10 @@ class OutboxAdmin(DeskAdmin):
         "last_error",
     )
     list_display_links = ("made", "kind")
-    list_filter = (OutboxFilter, "kind", ("destination", admin.RelatedOnlyFieldListFilter))
+    list_filter = (OutboxFilter, KindFilter, "destination")
+    paginator = ByIds
     search_fields = ("control_id",)
-    search_help_text = "Control ID or subject"
+    search_help_text = "Control ID, subject, or its id"
     list_select_related = ("destination",)
     empty_hint = "Signing a report or moving a step puts a message here for every destination that wants it."
 
@@ -73,16 +115,13 @@ class OutboxAdmin(DeskAdmin):
         return super().get_queryset(request).defer("payload", "answer", "facts")
 
     def get_ordering(self, request: HttpRequest) -> Any:
-        first = Case(
-            When(state=OutboxItem.State.PARKED, then=Value(0)),
-            When(state=OutboxItem.State.QUEUED, then=Value(1)),
-            default=Value(2),
-            output_field=IntegerField(),
-        )
-        return (first, "-id")
+        return (outbox_rank(), "-id")
 
     def find(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        return queryset.filter(Q(control_id=term) | Q(subject__contains=term)) if term else queryset
+        if not term:
+            return queryset
+        subjects = [term, *(f"{kind}{term}" for kind in SUBJECTS)]
+        return queryset.filter(Q(control_id=term) | Q(subject__in=subjects))
 
     def patients_of(self, rows: Iterable[Any]) -> list[Any]:
         return [row.patient_id for row in rows]
@@ -237,15 +276,6 @@ def _items_of(subject: story.Subject) -> QuerySet[OutboxItem]:
         *(m.study_id for m in subject.matches),
         *(p.pk for p in subject.performed),
     ]
-    kinds = (
-        "procedure:",
-        "step:",
-        "performed:",
-        "report_version:",
-        "ServiceRequest/",
-        "DiagnosticReport/",
-        "ImagingStudy/",
-    )
-    subjects = [f"{kind}{pk}" for pk in ids for kind in kinds]
+    subjects = [f"{kind}{pk}" for pk in ids for kind in SUBJECTS]
     found = OutboxItem.objects.filter(subject__in=subjects).select_related("destination")
     return found.defer("payload", "answer", "facts")

@@ -143,7 +143,12 @@ class Message(models.Model):
             models.Index(
                 fields=["state", "id"], name="message_by_state", condition=~models.Q(state="applied")
             ),
-            models.Index(fields=["control_id"], name="message_control_id", opclasses=["varchar_pattern_ops"]),
+            models.Index(
+                fields=["control_id"],
+                include=["id"],
+                name="message_control_id",
+                opclasses=["varchar_pattern_ops"],
+            ),
             models.Index(
                 fields=["received_at"], include=["source", "state", "duration_ms"], name="message_traffic"
             ),
@@ -271,6 +276,14 @@ class LegalHold(models.Model):
         ordering = ["-id"]
 
 
+def outbox_rank() -> models.Case:
+    """Where an outbox item stands at the desk: 0 parked, 1 queued, 2 settled."""
+    return models.Case(
+        models.When(state="parked", then=0), models.When(state="queued", then=1), default=2,
+        output_field=models.IntegerField(),
+    )  # fmt: skip
+
+
 class OutboxItem(models.Model):
     """One thing to tell one destination. Facts and control id are frozen with the fact; bytes once composed."""
 
@@ -318,6 +331,12 @@ class OutboxItem(models.Model):
             ),
             models.Index(fields=["state", "created_at"]),
             models.Index(fields=["subject"]),
+            models.Index(fields=["control_id"], name="outbox_control_id"),
+            models.Index(
+                fields=["destination", "created_at"], include=["state", "delivered_at"], name="outbox_traffic"
+            ),
+            # The desk's order: what needs a person first. With the state, a page's ids need no row.
+            models.Index(outbox_rank(), models.F("id").desc(), include=["state"], name="outbox_desk"),
         ]
 
 

@@ -75,8 +75,8 @@ def state() -> State:
         deliveries,
         Message.objects.order_by("received_at").values_list("received_at", flat=True).first(),
         OutboxItem.objects.order_by("id").values_list("created_at", flat=True).first(),
-        _due_messages(messages)[:10_000].count() if messages else 0,
-        _due_deliveries(deliveries)[:10_000].count() if deliveries else 0,
+        search.counted(_due_messages(messages), 10_000) if messages else 0,
+        search.counted(_due_deliveries(deliveries), 10_000) if deliveries else 0,
         list(LegalHold.objects.filter(lifted_at=None)),
     )
 

@@ -283,13 +283,17 @@ def find(wanted: Wanted, size: int = PAGE) -> Found:
 
 def _plan_for_indexes() -> None:
     """Until the transaction ends: each of these queries has an index, and one that reads all rows is a wrong guess."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)")
+    _set("enable_seqscan", "off")
+    _set("jit", "off")
 
 
 def _bound(milliseconds: float) -> None:
+    _set("statement_timeout", str(max(1, int(milliseconds))))
+
+
+def _set(name: str, value: str) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('statement_timeout', %s, true)", [str(max(1, int(milliseconds)))])
+        cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
 
 
 def _is_timeout(error: Error) -> bool:
@@ -302,8 +306,7 @@ def _page(wanted: Wanted, size: int) -> Found:
     ids: set[int] = set()
     for branch in _branches(wanted):
         rows = _narrowed(branch, wanted)
-        rare = bool(wanted.control_id) or bool(wanted.secret) and estimate(rows) < _RARE
-        ids.update(_first(rows, size + 1, upwards, rare, deadline))
+        ids.update(_first(rows, size + 1, upwards, wanted, deadline))
     _bound((deadline - time.monotonic()) * 1000)
     ordered = sorted(ids, reverse=not upwards)
     more, ordered = len(ordered) > size, sorted(ordered[:size], reverse=True)
@@ -317,26 +320,29 @@ def _page(wanted: Wanted, size: int) -> Found:
     return found
 
 
-_TURNS_MS = (150, 500, LIMIT_MS)
+_TURNS_MS = (120, 500, LIMIT_MS)
 
 
-def _first(rows: QuerySet[Message], most: int, upwards: bool, rare: bool, deadline: float) -> list[int]:
+def _first(rows: QuerySet[Message], most: int, upwards: bool, wanted: Wanted, deadline: float) -> list[int]:
     """The newest ids of a query (or, upwards, the oldest).
 
     There are two ways. Rows are walked by id until enough of them fit: good for what is common. Or all that fit are
     gathered from an index and then sorted: good for what is rare. The planner takes for evenly spread what stands
-    together, and knows nothing of a word's beginnings, so it often chooses wrongly. Here each way gets a little
-    time in turn, the likely one first. Raises OperationalError when the deadline has come.
+    together, and knows little of a word's beginnings, so it often chooses wrongly. Here each way gets a little time
+    in turn, the likely one first. Raises OperationalError when the deadline has come.
     """
     walk = rows.order_by("id" if upwards else "-id")
     key = F("id") + 0  # no index has it: the planner must gather
     gather = rows.order_by(key.asc() if upwards else key.desc())
+    rare = bool(wanted.control_id) or bool(wanted.secret) and estimate(rows) < _RARE
     ways = (gather, walk, gather) if rare else (walk, gather, walk)
     for way, turn in zip(ways, _TURNS_MS, strict=True):
         left = (deadline - time.monotonic()) * 1000
         try:
             with transaction.atomic():
                 _bound(min(turn, left))
+                if way is walk and wanted.secret:
+                    _set("enable_bitmapscan", "off")  # it would gather
                 return list(way.values_list("id", flat=True)[:most])
         except OperationalError as error:
             if not _is_timeout(error) or turn >= left or turn == _TURNS_MS[-1]:

@@ -52,6 +52,7 @@ POLICY_PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Answers", ("policy", "unknown_type", "unknown_order", "reused_control_id", "order_answers")),
     ("Characters and time", ("charset", "force_charset", "timezone")),
     ("Identifiers", ("default_authority", "primary_authority", "ignored_identifier_types")),
+    ("Connection", ("certificate_sha256", "max_kb", "per_minute", "idle_seconds")),
     ("Other choices", ()),
 )
 _WHO_NOTES = {
@@ -188,8 +189,10 @@ def _policy_field(key: str, policy: sources.Policy) -> forms.Field:
         )
     if isinstance(policy.default, bool):
         return forms.BooleanField(required=False, initial=policy.default, label=label, help_text=note)
-    if isinstance(policy.default, int | float):
-        return forms.FloatField(required=False, initial=policy.default, label=label, help_text=note)
+    if isinstance(policy.default, int):
+        return forms.IntegerField(
+            required=False, min_value=0, initial=policy.default, label=label, help_text=note
+        )
     if isinstance(policy.default, dict):
         area = forms.Textarea(
             attrs={"rows": 4, "class": "o-mono", "placeholder": "LOCAL = STANDARD", "spellcheck": "false"}
@@ -220,8 +223,8 @@ def _read(said: Any, default: Any) -> Any:
         return [p.strip() for p in str(said or "").split(",") if p.strip()]
     if isinstance(default, bool):
         return bool(said)
-    if isinstance(default, int | float):
-        return default if said is None else type(default)(said)
+    if isinstance(default, int):
+        return default if said is None else int(said)
     return str(said or "").strip() or default
 
 

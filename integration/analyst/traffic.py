@@ -99,7 +99,9 @@ class Traffic:
 
 def _rate(count: int, minutes: float) -> str:
     a_minute = count / minutes
-    return f"{a_minute:.1f} a minute" if a_minute >= 1 else f"{a_minute * 60:.1f} an hour"
+    if a_minute >= 1:
+        return f"{a_minute:.1f} a minute"
+    return f"{a_minute * 60:.1f} an hour" if a_minute * 60 >= 1 else f"{a_minute * 1440:.1f} a day"
 
 
 def look(window: str = "day") -> Traffic:
@@ -121,7 +123,7 @@ def look(window: str = "day") -> Traffic:
 # ------------------------------------------------------------------------------------------------ sources
 
 _CAME = """
-SELECT source_id, floor(extract(epoch FROM received_at - %(since)s) / %(step)s)::int,
+SELECT source_id, floor(date_part('epoch', received_at - %(since)s) / %(step)s)::int,
     count(*), count(*) FILTER (WHERE state IN ('refused', 'rejected', 'fault', 'parked'))
 FROM integration_message WHERE received_at >= %(since)s GROUP BY 1, 2
 """
@@ -219,15 +221,17 @@ def _bars(
 # ------------------------------------------------------------------------------------------- destinations
 
 _WENT = """
-SELECT destination_id, floor(extract(epoch FROM created_at - %(since)s) / %(step)s)::int, count(*),
-    count(*) FILTER (WHERE state = 'parked'), max(delivered_at)
-FROM integration_outboxitem WHERE created_at >= %(since)s GROUP BY 1, 2
+SELECT d.id, t.* FROM integration_destination d, LATERAL (
+    SELECT floor(date_part('epoch', o.created_at - %(since)s) / %(step)s)::int AS bucket, count(*),
+        count(*) FILTER (WHERE o.state = 'parked'), max(o.delivered_at)
+    FROM integration_outboxitem o WHERE o.destination_id = d.id AND o.created_at >= %(since)s GROUP BY 1
+) t
 """
 
 _NEEDED = """
 SELECT d.id, t.ms FROM integration_destination d, LATERAL (
     SELECT percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (
-        ORDER BY extract(epoch FROM l.delivered_at - l.created_at) * 1000) AS ms
+        ORDER BY date_part('epoch', l.delivered_at - l.created_at) * 1000) AS ms
     FROM (SELECT o.delivered_at, o.created_at FROM integration_outboxitem o
           WHERE o.destination_id = d.id AND o.state = 'delivered' AND o.created_at >= %(since)s
           ORDER BY o.created_at DESC LIMIT %(latest)s) l

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -232,23 +232,34 @@ class Read:
 
 
 def reads(client: Client, page: Page) -> list[Read]:
-    """What a page's queries read, by the plans PostgreSQL carried out."""
+    """What a page's queries read, by the plans PostgreSQL carries out when they are asked again, bounds and all.
+
+    A query that a page cut short and asked in another way is left out.
+    """
     with CaptureQueriesContext(connection) as captured:
         visit(client, page)
     found = []
-    for query in captured.captured_queries:
-        sql = str(query["sql"]).strip()
-        if not sql.startswith(("SELECT", "WITH")):
-            continue
-        with connection.cursor() as cursor:
-            cursor.execute("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + sql.replace("%", "%%"), [])
-            said = cursor.fetchone()[0]
-        plan = (jsonlib.loads(said) if isinstance(said, str) else said)[0]
-        nodes = list(_nodes(plan["Plan"]))
-        scans = [n for n in nodes if n["Node Type"] == "Seq Scan" and _looked_at(n) > _FEW]
-        whole = frozenset(n["Relation Name"] for n in scans)
-        found.append(Read(sql, whole, sum(map(_looked_at, nodes)), plan["Execution Time"]))
+    with connection.cursor() as cursor:
+        for query in captured.captured_queries:
+            sql = str(query["sql"]).strip()
+            if sql.startswith(_FRAME):
+                cursor.execute(sql.replace("%", "%%"), [])
+            elif sql.startswith(("SELECT", "WITH")):
+                with contextlib.suppress(OperationalError):
+                    cursor.execute("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + sql.replace("%", "%%"), [])
+                    found.append(_read(sql, cursor.fetchone()[0]))
     return found
+
+
+_FRAME = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "SELECT set_config")
+
+
+def _read(sql: str, said: Any) -> Read:
+    plan = (jsonlib.loads(said) if isinstance(said, str) else said)[0]
+    nodes = list(_nodes(plan["Plan"]))
+    scans = [n for n in nodes if n["Node Type"] == "Seq Scan" and _looked_at(n) > _FEW]
+    whole = frozenset(n["Relation Name"] for n in scans)
+    return Read(sql, whole, sum(map(_looked_at, nodes)), plan["Execution Time"])
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """Messages found by patient, number, type, word, source, state, time and raw bytes; bounded, and saying so."""
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from common.clock import now
 from integration import inbox, search
@@ -175,3 +176,29 @@ def test_a_search_that_takes_too_long_is_cancelled_and_says_so(send: Send, monke
     monkeypatch.setattr(search, "LIMIT_MS", 50)
     assert "longer than two seconds" in search.find(Wanted(term="x")).note
     assert Message.objects.count() == 1  # the connection goes on
+
+
+def test_a_way_that_takes_too_long_gives_its_turn_to_the_other(send: Send, monkeypatch: pytest.MonkeyPatch):
+    rows = [send(adt("A04")).pk for _ in range(3)]
+    turns: list[str] = []
+    real = search._set
+    monkeypatch.setattr(
+        search, "_set", lambda name, value: (turns.append(f"{name} {value}"), real(name, value))[1]
+    )
+    slow = Message.objects.extra(where=["pg_sleep(0.07) IS NOT NULL"])  # three times 70 ms
+    with transaction.atomic():
+        found = search._first(slow, 2, False, Wanted(control_id="x"), time.monotonic() + 60)
+    assert found == rows[:0:-1]
+    assert turns[0] == "statement_timeout 120" and "statement_timeout 500" in turns
+
+
+@pytest.mark.parametrize("upwards", [False, True])
+def test_both_ways_find_the_same(send: Send, upwards: bool, monkeypatch: pytest.MonkeyPatch):
+    rows = [send(adt("A04", f"W{n}")).pk for n in range(5)]
+    indexed()
+    wanted = Wanted(term="doe", **({"after": rows[0]} if upwards else {}))
+    seen = []
+    for rare in (0, 10**9):  # walked first, gathered first
+        monkeypatch.setattr(search, "_RARE", rare)
+        seen.append([row.pk for row in search.find(wanted, 3).rows])
+    assert seen[0] == seen[1] == (rows[3:0:-1] if upwards else rows[:1:-1])
