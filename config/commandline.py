@@ -7,6 +7,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from config.processes import TABLE
+
 # `serve` looks after the database itself, `demo` runs `serve`, `rehearse` needs one that runs; the others here never
 # speak to it.
 WITHOUT_DATABASE = {
@@ -30,6 +32,8 @@ WITHOUT_DATABASE = {
 def main(argv: list[str]) -> None:
     """Run `manage.py COMMAND …`; `--data DIR` before or after the command names the data directory."""
     argv = take_data_dir(argv)
+    if argv[1:2] == ["run"] and any(process.headless for process in TABLE if process.name in argv[2:3]):
+        os.environ["ORDERLY_HEADLESS"] = "1"
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     from config.postgres import PostgresError
 

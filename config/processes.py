@@ -12,12 +12,13 @@ class Process:
     name: str
     target: str
     sockets: tuple[str, ...] = ()
+    headless: bool = False  #: it shows no page and decodes no pixels: it starts without what those need
 
 
 TABLE = (
     Process("web", "config.web:main", ("http",)),
     Process("mllp", "integration.hl7v2.listener:main", ("mllp", "mllp_tls")),
-    Process("dicom", "pacs.dimse.server:main", ("dicom", "dicom_tls")),
+    Process("dicom", "pacs.dimse.server:main", ("dicom", "dicom_tls"), headless=True),
     Process("worker", "integration.tasks:main"),
     Process("indexer", "pacs.indexing:main"),
     Process("sweeper", "integration.sweeper:main"),

@@ -5,6 +5,7 @@ from django.urls import include, path
 
 from config import health, pages
 
+admin.autodiscover()  # done already, but in a headless process
 urlpatterns = [
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),

@@ -1,6 +1,19 @@
 """The Django application of this floor."""
 
+import sys
+
 from django.apps import AppConfig
+from django.conf import settings
+
+if settings.ORDERLY_HEADLESS:
+    # pydicom imports every decoder it finds, 45 MB of them, though a headless process has pixels decoded by children
+    # (rendering.py). What is None here counts as not installed, for as long as pydicom is imported.
+    _absent = [name for name in ("numpy", "PIL", "gdcm", "pylibjpeg", "requests") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(_absent))  # type: ignore[arg-type]
+    import pydicom  # noqa: F401
+
+    for name in _absent:
+        del sys.modules[name]
 
 
 class PacsConfig(AppConfig):

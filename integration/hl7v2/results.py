@@ -8,7 +8,6 @@ from typing import Any
 from common.clock import to_site
 from common.names import parse_pn
 from integration.destinations import setting
-from integration.documents import CannotDraw, report_pdf
 from integration.hl7v2.composing import Encoded
 from integration.hl7v2.escapes import escape
 from integration.hl7v2.outgoing import (
@@ -160,6 +159,8 @@ def _styles(destination: Destination) -> tuple[tuple[str, ...], bool]:
 
 
 def _document(facts: Mapping[str, Any], destination: Destination, text: list[tuple[str, list[str]]]) -> bytes:
+    from integration.documents import CannotDraw, report_pdf  # fonts and all: only where a document is drawn
+
     try:
         return report_pdf(facts, text, facility_of(destination), setting(destination, "pdf_fonts"))
     except CannotDraw as error:
