@@ -21,7 +21,7 @@ GRANTS: dict[str, dict[str, tuple[Role, ...]]] = {
     "ris.imagingservicerequest": {"view": _ALL, "add": (C, X), "change": (C, X)},
     "ris.requestedprocedure": {"view": _ALL},
     "ris.scheduledprocedurestep": {"view": _ALL, "change": (C, T, X)},
-    "ris.performedprocedurestep": {"view": (C, T, A, X), "change": (C, T, X)},
+    "ris.performedprocedurestep": {"view": _ALL, "change": (C, T, X)},
     "ris.reconciliationcase": {"view": _CARE, "change": _CARE},
     "ris.studymatch": {"view": _CARE},
     "ris.report": {"view": (R, X)},
@@ -78,8 +78,8 @@ def ensure_roles(**_: Any) -> None:
             content_type__app_label__in={m.split(".")[0] for m in GRANTS}
         ).values_list("pk", "content_type__app_label", "codename")
     }
-    for role, permissions in wanted.items():
-        group, _made = Group.objects.get_or_create(name=role)
+    for name, permissions in wanted.items():
+        group, _made = Group.objects.get_or_create(name=name)
         group.permissions.set([known[p] for p in permissions if p in known])
 
 

@@ -530,7 +530,8 @@ class Answers:
 
     def _pieces(self, found: dict[bytes, bytes], form: Form, charset: tuple[str, ...]) -> list[bytes] | None:
         """The answer's elements; None when the character set cannot hold them, [] when an identifier is too long."""
-        pieces, adapted = [], set()
+        pieces: list[bytes] = []
+        adapted: set[str] = set()
         for key, empty in zip(*self._template_for(charset), strict=True):
             stored = found.get(key, empty)
             if stored is _STEP_START or stored is _STEP_END:

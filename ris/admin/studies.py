@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from django.db.models import QuerySet
+
 from common.desk import desk_url
 from pacs import admin as archive
 from pacs.models import Study
@@ -14,9 +16,9 @@ def links(study: Study) -> Iterable[tuple[str, str]]:
     match = StudyMatch.objects.filter(study=study, undone_at__isnull=True).select_related("procedure").first()
     if match is not None:
         yield "Order", desk_url("ris.imagingservicerequest", match.procedure.request_id)
-    for performed in _performed(study):
-        if performed.is_short or performed.needs_a_person:
-            yield "What the scanner reported", desk_url("ris.performedprocedurestep", performed.pk)
+    for performed in _performed(study)[:3]:
+        where = performed.performed_station_ae_title or "the scanner"
+        yield f"Reported by {where}", desk_url("ris.performedprocedurestep", performed.pk)
     case = ReconciliationCase.objects.filter(study=study).first()
     if case is not None:
         yield (
@@ -25,7 +27,7 @@ def links(study: Study) -> Iterable[tuple[str, str]]:
         )
 
 
-def _performed(study: Study) -> Iterable[PerformedProcedureStep]:
+def _performed(study: Study) -> QuerySet[PerformedProcedureStep]:
     """What scanners reported of this study."""
     rows = PerformedProcedureStep.objects.filter(study_instance_uids__contains=[study.study_instance_uid])
     return rows.order_by("created_at")
