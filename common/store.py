@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
-from functools import cache
+from enum import Enum
+from functools import cache, lru_cache
 from typing import Any
 from uuid import UUID
 
 import orjson
-import psycopg
 from django.db import connection, models, transaction
 
 from common import events
 from common.cause import Cause
 from common.clock import now
+from common.rows import is_new, mark_new
+from common.wire import ask, together
 
 
 class Unit:
@@ -34,7 +36,8 @@ class Unit:
 
     def save(self, row: models.Model) -> None:
         """Insert or replace this row at `flush`; of two objects with one key the last handed in is written."""
-        self._rows.setdefault(type(row), {})[id(row) if row.pk is None else row.pk] = row
+        key = row.__dict__.get(_key(type(row)))
+        self._rows.setdefault(type(row), {})[id(row) if key is None else key] = row
 
     def publish(self, event: Any) -> None:
         """Tell the wiring about a fact of this transaction; what its hearers add is written with it."""
@@ -51,13 +54,33 @@ class Unit:
 
     def flush(self) -> None:
         """Write everything collected, in one statement. Foreign keys are checked at COMMIT (deferred)."""
-        rows, self._rows = self._rows, {}
-        if rows:
-            statement, payload = _statement({m: list(r.values()) for m, r in rows.items()})
-            prepared(statement, [payload], psycopg.RawCursor)
-        after, self._after = self._after, []
-        for doorbell in after:
+        self._send()
+
+    def commit(self) -> None:
+        """As `flush`, and COMMIT travels with it: nobody waits for the database between the two.
+
+        The last act within `transaction.atomic()`, which then has only the doorbells left to ring. Where that
+        block is not the outermost one, this is `flush`.
+        """
+        outermost = connection.in_atomic_block and not connection.savepoint_ids and connection.commit_on_exit
+        if not outermost or connection.needs_rollback:
+            self.flush()
+            return
+        with together(commit=True):
+            self._send()
+
+    def _send(self) -> None:
+        for doorbell in self._after:
             transaction.on_commit(doorbell, robust=True)
+        self._after = []
+        rows, self._rows = self._rows, {}
+        if not rows:
+            return
+        statement, payload = _statement(rows)
+        for of_model in rows.values():
+            for row in of_model.values():
+                mark_new(row, False)
+        ask(statement, [payload])
 
 
 @contextmanager
@@ -69,90 +92,124 @@ def unit_of_work(cause: Cause, at: datetime | None = None) -> Iterator[Unit]:
         unit.flush()
 
 
-def prepared(
-    statement: str, parameters: Any, kind: type[psycopg.Cursor[Any]] = psycopg.Cursor
-) -> list[tuple[Any, ...]]:
-    """Run a statement of the hot paths as a prepared one on the default connection; returns its rows.
-
-    `kind` is psycopg.RawCursor for a statement with `$1`, which is not searched for placeholders each time.
-
-    Planning the large statements takes longer than running them; PostgreSQL plans a prepared one once a
-    connection. Everything else goes through Django's cursor.
-    """
-    connection.ensure_connection()
-    raw = connection.connection
-    with connection.wrap_database_errors, kind(getattr(raw, "_con", raw)) as cursor:
-        cursor.execute(statement, parameters, prepare=True)
-        return cursor.fetchall() if cursor.description else []
-
-
 def hydrate(model: type[models.Model], columns: dict[str, Any]) -> Any:
     """A model instance from one row as `to_jsonb` gives it (column → JSON value), marked as read."""
+    names, readers = _readers(model)
+    values = [
+        columns[column] if read is None or columns[column] is None else read(columns[column])
+        for column, read in readers
+    ]
+    return model.from_db(connection.alias, names, values)
+
+
+@cache
+def _readers(
+    model: type[models.Model],
+) -> tuple[list[str], list[tuple[str, Callable[[Any], Any] | None]]]:
+    """Attributes, and for each its column and what makes its value from JSON's (None: it is the same)."""
     fields = model._meta.concrete_fields
-    values = [field.to_python(columns[str(field.column)]) for field in fields]
-    return model.from_db(connection.alias, [f.attname for f in fields], values)
+    return [f.attname for f in fields], [(str(f.column), _reader(f)) for f in fields]
 
 
-def _statement(rows: dict[type[models.Model], list[models.Model]]) -> tuple[str, str]:
+def _reader(field: Any) -> Callable[[Any], Any] | None:
+    of = field.target_field if isinstance(field, models.ForeignKey) else field
+    if type(of) in (models.CharField, models.TextField, models.BooleanField, models.JSONField):
+        return None
+    if type(of) is models.UUIDField:
+        return UUID
+    if type(of) is models.DateTimeField:
+        return datetime.fromisoformat
+    return of.to_python
+
+
+class How(Enum):
+    """How a row is written."""
+
+    NUMBERED = "numbered"
+    """New; the database gives its key."""
+    NEW = "new"
+    """New, with a key of our own: nothing can be there."""
+    REPLACED = "replaced"
+    """Inserted, or put in the place of what is there."""
+
+
+def _how(row: models.Model) -> How:
+    if row.__dict__.get(_key(type(row))) is None:
+        return How.NUMBERED
+    return How.NEW if is_new(row) else How.REPLACED
+
+
+def _statement(rows: dict[type[models.Model], dict[Any, models.Model]]) -> tuple[str, str]:
     """One statement that upserts the rows of all models, and its single jsonb parameter."""
-    parts, payload = [], {}
+    shape: list[tuple[type[models.Model], How]] = []
+    payload: list[list[dict[str, Any]]] = []
     for model, instances in rows.items():
-        known = [r for r in instances if r.pk is not None]
-        fresh = [r for r in instances if r.pk is None]
-        for group, with_key in ((known, True), (fresh, False)):
-            if group:
-                key = f"r{len(payload)}"
-                payload[key] = [_values(row, with_key) for row in group]
-                parts.append(f"{key} AS ({_upsert(model, key, with_key)})")
-    text = "WITH input AS MATERIALIZED (SELECT $1::jsonb AS j), " + ", ".join(parts) + " SELECT 1"
-    return text, orjson.dumps(payload, default=_plain).decode()
+        groups: dict[How, list[dict[str, Any]]] = {}
+        for row in instances.values():
+            how = _how(row)
+            groups.setdefault(how, []).append(_values(row, how is not How.NUMBERED))
+        for how, group in groups.items():
+            shape.append((model, how))
+            payload.append(group)
+    return _text(tuple(shape)), orjson.dumps(payload, default=_plain).decode()
 
 
-_upserts: dict[tuple[type[models.Model], str, bool], str] = {}
+@lru_cache(maxsize=4096)
+def _text(shape: tuple[tuple[type[models.Model], How], ...]) -> str:
+    """The statement for these models, in this order, each written in its way."""
+    parts = [f"r{i} AS ({_insert(model, i, how)})" for i, (model, how) in enumerate(shape)]
+    return "WITH input AS MATERIALIZED (SELECT $1::jsonb AS j), " + ", ".join(parts) + " SELECT 1"
 
 
-def _upsert(model: type[models.Model], key: str, with_key: bool) -> str:
-    cached = _upserts.get((model, key, with_key))
-    if cached:
-        return cached
-    fields = [f for f in model._meta.concrete_fields if with_key or not f.primary_key]
+def _insert(model: type[models.Model], position: int, how: How) -> str:
+    fields = [f for f in model._meta.concrete_fields if how is not How.NUMBERED or not f.primary_key]
     table = connection.ops.quote_name(model._meta.db_table)
-    names = [connection.ops.quote_name(f.column) for f in fields]
+    names = [connection.ops.quote_name(str(f.column)) for f in fields]
     columns = ", ".join(names)
     text = (
         f"INSERT INTO {table} ({columns}) SELECT {', '.join('t.' + n for n in names)} "
-        f"FROM input, jsonb_populate_recordset(NULL::{table}, input.j->'{key}') t"
+        f"FROM input, jsonb_populate_recordset(NULL::{table}, input.j->{position}) t"
     )
-    if with_key:
-        primary = connection.ops.quote_name(model._meta.pk.column)
+    if how is How.REPLACED:
+        primary = connection.ops.quote_name(str(model._meta.pk.column))
         rest = ", ".join(f"{n} = EXCLUDED.{n}" for n in names if n != primary)
         text += f" ON CONFLICT ({primary}) DO " + (f"UPDATE SET {rest}" if rest else "NOTHING")
-    _upserts[(model, key, with_key)] = text
     return text
+
+
+@cache
+def _key(model: type[models.Model]) -> str:
+    """The attribute that holds the primary key."""
+    return model._meta.pk.attname
 
 
 def _values(row: models.Model, with_key: bool) -> dict[str, Any]:
     held = row.__dict__
-    return {
-        column: held[attname]
-        if attname in held and dated is None
-        else (dated.pre_save(row, row._state.adding) if dated else getattr(row, attname))
-        for column, attname, dated in _columns(type(row), with_key)
-    }
+    plain, others = _columns(type(row), with_key)
+    try:
+        values = {column: held[attname] for column, attname in plain}
+    except KeyError:  # a column that was not read
+        values = {column: getattr(row, attname) for column, attname in plain}
+    for column, field in others:
+        values[column] = field.pre_save(row, row._state.adding)
+    return values
 
 
 @cache
-def _columns(model: type[models.Model], with_key: bool) -> list[tuple[str, str, models.DateField | None]]:
-    """Column, attribute, and the field where Django itself gives the value (auto_now, auto_now_add)."""
-    return [
-        (
-            str(field.column),
-            field.attname,
-            field if isinstance(field, models.DateField) and (field.auto_now or field.auto_now_add) else None,
-        )
-        for field in model._meta.concrete_fields
-        if with_key or not field.primary_key
-    ]
+def _columns(
+    model: type[models.Model], with_key: bool
+) -> tuple[list[tuple[str, str]], list[tuple[str, models.DateField]]]:
+    """Column and attribute; and the columns whose value Django itself gives (auto_now, auto_now_add)."""
+    plain: list[tuple[str, str]] = []
+    others: list[tuple[str, models.DateField]] = []
+    for field in model._meta.concrete_fields:
+        if field.primary_key and not with_key:
+            continue
+        if isinstance(field, models.DateField) and (field.auto_now or field.auto_now_add):
+            others.append((str(field.column), field))
+        else:
+            plain.append((str(field.column), field.attname))
+    return plain, others
 
 
 def _plain(value: Any) -> Any:

@@ -17,10 +17,12 @@ from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError, connection, transaction
 
-from common import cause
+from common import cause, wire
 from common.clock import now, site_zone
 from common.crashpoints import crashpoint
-from common.store import Unit, prepared
+from common.rows import make, mark_new
+from common.store import Unit
+from common.wire import Answer, together
 from integration import sources
 from integration.hl7v2 import acks, answers, batches, composing, translate
 from integration.hl7v2.acks import AckCode, Asking
@@ -46,6 +48,7 @@ from ris.commands import (
     OrderNumber,
     RegisterPatient,
 )
+from ris.context import Context
 from ris.errors import Refusal
 from ris.models import ImagingServiceRequest
 from ris.services import authorities, lanes, orders, outside_reports, patients
@@ -100,6 +103,8 @@ class _Incoming:
     parsed: Parsed | None = None
     head: Head | None = None
     profile: Profile | None = None
+    translated: translate.Translated | None = None
+    """What the message says, under the policy `applied`; None: nothing that we apply."""
     warnings: list[str] = field(default_factory=list)
     numbers: dict[str, str] = field(default_factory=dict)
     """Placer numbers that we assigned, by filler number."""
@@ -174,7 +179,7 @@ def _may_help_to_try_again(error: Exception) -> bool:
 def _read(incoming: _Incoming) -> None:
     """Find the source and parse the message. Raises Refused."""
     try:
-        separators, raw_header = header_of(incoming.raw)
+        opened = separators, raw_header = header_of(incoming.raw)
     except Refused as refusal:
         raise _Rejected(refusal.problem) from None
     header = [f.decode("latin-1") for f in raw_header]
@@ -191,13 +196,16 @@ def _read(incoming: _Incoming) -> None:
         problem = Problem(Code.TABLE_VALUE, "No source is configured for this sender.", Location("MSH", 1, 3))
         raise _Rejected(problem)
     incoming.profile = profile = found[1]
-    incoming.parsed = message = parse(incoming.raw, profile["charset"], profile["force_charset"])
+    incoming.parsed = message = parse(incoming.raw, profile["charset"], profile["force_charset"], opened)
     incoming.control_id = _clipped(message.control_id, 199)
     if not incoming.raw.isascii():
         incoming.asked = acks.asking(message)
     incoming.head = Head(message, profile, incoming.received_at)
     incoming.warnings = [*incoming.notes, *(str(w.text) for w in message.warnings)]
     translate.check_header(message, incoming.head)
+    incoming.translated = None
+    if profile["policy"] != "stored":
+        incoming.translated = translate.translate(incoming.head)
 
 
 class _Rejected(Refused):
@@ -218,17 +226,21 @@ class _NotDone(Refused):
 
 # -- once --------------------------------------------------------------------------------------------------
 
+# Also said for the transaction: how long to wait for others, and that statements prepared once stay planned, for
+# planning those of the hot path takes longer than running them.
 _IDENTIFY = """
-WITH bound AS (SELECT set_config('lock_timeout', %(wait)s, true)),
+WITH bound AS (
+    SELECT set_config('lock_timeout', $4::text, true), set_config('plan_cache_mode', 'force_generic_plan', true)
+),
 told AS (
     INSERT INTO integration_messageidentity (sender, control_id, sha256, message_id, accepted, ack)
-    SELECT %(sender)s, %(control_id)s, %(sha256)s, nextval('integration_message_id_seq'), false, ''::bytea FROM bound
+    SELECT $1::text, $2::text, $3::text, nextval('integration_message_id_seq'), false, ''::bytea FROM bound
     ON CONFLICT (sender, control_id, sha256) DO NOTHING
     RETURNING id, message_id
 )
 SELECT (SELECT id FROM told), (SELECT message_id FROM told), EXISTS (
     SELECT 1 FROM integration_messageidentity
-    WHERE sender = %(sender)s AND control_id = %(control_id)s AND sha256 <> %(sha256)s)
+    WHERE sender = $1::text AND control_id = $2::text AND sha256 <> $3::text)
 """
 
 
@@ -237,18 +249,32 @@ def _identify(incoming: _Incoming) -> tuple[MessageIdentity, bool, bool]:
 
     A twin that is being applied is waited for; then its row is here, accepted or not.
     """
-    named = {"sender": incoming.sender, "control_id": incoming.control_id, "sha256": incoming.digest}
-    named["sender"] = named["sender"] or _sender_key(incoming)
-    found = prepared(_IDENTIFY, {**named, "wait": f"{_WAIT_MS}ms"})
-    identity_id, message_id, reused = found[0]
-    if identity_id is not None:
-        row = MessageIdentity(id=identity_id, message_id=message_id, **named)
-        return row, True, reused
-    return MessageIdentity.objects.select_for_update().get(**named), False, reused
+    return _identified(incoming, _ask_identity(incoming))
+
+
+def _ask_identity(incoming: _Incoming) -> Answer:
+    return wire.ask(_IDENTIFY, (*_named(incoming).values(), f"{_WAIT_MS}ms"))
+
+
+def _named(incoming: _Incoming) -> dict[str, str]:
+    sender = incoming.sender or _sender_key(incoming)
+    return {"sender": sender, "control_id": incoming.control_id, "sha256": incoming.digest}
+
+
+def _identified(incoming: _Incoming, told: Answer) -> tuple[MessageIdentity, bool, bool]:
+    identity_id, message_id, reused = told()[0]
+    named = _named(incoming)
+    if identity_id is not None and message_id is not None:
+        row = make(MessageIdentity, id=int(identity_id), message_id=int(message_id), **named)
+        return row, True, reused == b"t"
+    return MessageIdentity.objects.select_for_update().get(**named), False, reused == b"t"
 
 
 def _apply_once(incoming: _Incoming) -> Reply:
-    identity, new, reused = _identify(incoming)
+    with together():  # one round trip: who it is, its lanes, and all that is known of whom it concerns
+        told = _ask_identity(incoming)
+        known = _ask_known(incoming)
+    identity, new, reused = _identified(incoming, told)
     crashpoint("inbox.after_identity")
     if identity.accepted:
         return _again(incoming, identity)
@@ -266,7 +292,7 @@ def _apply_once(incoming: _Incoming) -> Reply:
     if incoming.profile["policy"] == "stored":
         _store_for_later(incoming.head, row)
     else:
-        _apply_now(incoming.head, unit, row)
+        _apply_now(incoming, incoming.head, unit, row, known() if known else None)
         _assign_numbers(incoming, unit)
     row.warnings = [*incoming.warnings, *incoming.head.warnings, *row.warnings]
     reply = _reply(incoming, AckCode.AA, (), row.pk)
@@ -275,20 +301,26 @@ def _apply_once(incoming: _Incoming) -> Reply:
     identity.accepted, identity.ack = True, reply.ack
     unit.save(row)
     unit.save(identity)
-    unit.flush()
     crashpoint("inbox.before_commit")
+    unit.commit()
     return reply
 
 
-def _apply_now(head: Head, unit: Unit, row: Message) -> None:
+def _ask_known(incoming: _Incoming) -> Callable[[], Context] | None:
+    """What the message's one command concerns, asked for; None where its service asks by itself."""
+    commands = incoming.translated.commands if incoming.translated else []
+    ask = _ASKING.get(type(commands[0])) if len(commands) == 1 else None
+    return ask(commands[0]) if ask else None
+
+
+def _apply_now(incoming: _Incoming, head: Head, unit: Unit, row: Message, known: Context | None) -> None:
     """Policy `applied`: what the message says is done before it is acknowledged. Raises Refused."""
-    translated = translate.translate(head)
-    if translated is None:
+    if incoming.translated is None:
         if head.profile["unknown_type"] == "refuse":
             translate.refuse_unknown(head.message)
         row.state = State.KEPT
         return
-    carry_out(translated, unit, row)
+    carry_out(incoming.translated, unit, row, known)
     nothing = not (row.patient_ids or row.request_ids)
     row.state, row.applied_at = (State.KEPT, None) if nothing else (State.APPLIED, now())
 
@@ -315,7 +347,8 @@ def _row(incoming: _Incoming, identity: MessageIdentity, new: bool) -> Message:
     """The message's row: new, or the one it had when it was refused before."""
     row = None if new else Message.objects.filter(pk=identity.message_id).first()
     attempts = row.attempts + 1 if row else 1
-    fresh = Message(
+    fresh = make(
+        Message,
         id=identity.message_id,
         received_at=row.received_at if row else incoming.received_at,
         peer=_clipped(str(incoming.peer), 64),
@@ -325,6 +358,7 @@ def _row(incoming: _Incoming, identity: MessageIdentity, new: bool) -> Message:
         attempts=attempts,
         ack=b"",
     )
+    mark_new(fresh, new)
     if incoming.profile is not None:
         fresh.source_id = incoming.profile.source_id
     message = incoming.parsed
@@ -337,7 +371,8 @@ def _row(incoming: _Incoming, identity: MessageIdentity, new: bool) -> Message:
     return fresh
 
 
-_SERVICES: dict[type, Callable[[Any, Unit], Applied]] = {
+# Command → its service; those that come in numbers let what they must know be asked for beforehand.
+_SERVICES: dict[type, Callable[..., Applied]] = {
     RegisterPatient: patients.register,
     MergePatients: patients.merge,
     ChangeIdentifier: patients.change_identifier,
@@ -346,8 +381,19 @@ _SERVICES: dict[type, Callable[[Any, Unit], Applied]] = {
 }
 
 
-def carry_out(translated: translate.Translated, unit: Unit, row: Message) -> None:
-    """Hand the commands to `ris`, in order, and note what they did. Raises Refused with the place."""
+_ASKING: dict[type, Callable[[Any], Callable[[], Context]]] = {
+    RegisterPatient: patients.ask,
+    ApplyOrders: orders.ask,
+}
+
+
+def carry_out(
+    translated: translate.Translated, unit: Unit, row: Message, known: Context | None = None
+) -> None:
+    """Hand the commands to `ris`, in order, and note what they did. Raises Refused with the place.
+
+    `known` is what the service of the only command asked for, in this transaction.
+    """
     commands = translated.commands
     if (
         len(commands) > 1
@@ -357,7 +403,8 @@ def carry_out(translated: translate.Translated, unit: Unit, row: Message) -> Non
         if index:
             unit.flush()
         try:
-            applied = _SERVICES[type(command)](command, unit)
+            service = _SERVICES[type(command)]
+            applied = service(command, unit, known) if known else service(command, unit)
         except Refusal as refusal:
             place = translated.locate(refusal.attribute, refusal.group)
             raise _NotDone(Problem(Code(refusal.code), refusal.text, place)) from refusal

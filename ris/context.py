@@ -1,14 +1,15 @@
 """What a command must know before it decides, read in one query: patients, orders, procedures, steps."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
 from django.db import models
 
-from common.store import hydrate, prepared
+from common import wire
+from common.store import hydrate
 from ris.models import (
     ImagingServiceRequest,
     Patient,
@@ -20,42 +21,44 @@ from ris.models import (
 
 M = TypeVar("M", bound=models.Model)
 
+# Keys reach a handful of rows, whatever a table holds. Subqueries and arrays of ids keep the planner from joining
+# whole tables: a prepared plan is made when it knows neither the keys nor how the tables will grow.
 _QUERY = """
-WITH RECURSIVE wanted AS (
+WITH RECURSIVE wanted AS MATERIALIZED (
     SELECT id FROM ris_imagingservicerequest
-    WHERE accession_number <> '' AND accession_number = ANY(%(accessions)s::text[])
-    UNION SELECT id FROM ris_imagingservicerequest WHERE placer_order_number = ANY(%(placers)s::text[])
-    UNION SELECT id FROM ris_imagingservicerequest WHERE filler_order_number = ANY(%(fillers)s::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE study_instance_uid = ANY(%(studies)s::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE placer_order_number = ANY(%(placers)s::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE filler_order_number = ANY(%(fillers)s::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE id = ANY(%(procedures)s::uuid[])
-    UNION SELECT unnest(%(requests)s::uuid[])
-), reached AS (
-    SELECT r.* FROM ris_imagingservicerequest r JOIN wanted USING (id)
+    WHERE accession_number <> '' AND accession_number = ANY($3::text[])
+    UNION SELECT id FROM ris_imagingservicerequest WHERE placer_order_number = ANY($4::text[])
+    UNION SELECT id FROM ris_imagingservicerequest WHERE filler_order_number = ANY($5::text[])
+    UNION SELECT request_id FROM ris_requestedprocedure WHERE study_instance_uid = ANY($6::text[])
+    UNION SELECT request_id FROM ris_requestedprocedure WHERE placer_order_number = ANY($4::text[])
+    UNION SELECT request_id FROM ris_requestedprocedure WHERE filler_order_number = ANY($5::text[])
+    UNION SELECT request_id FROM ris_requestedprocedure WHERE id = ANY($9::uuid[])
+    UNION SELECT unnest($8::uuid[])
+), reached AS MATERIALIZED (
+    SELECT r.* FROM ris_imagingservicerequest r WHERE r.id = ANY(ARRAY(SELECT id FROM wanted))
 ), people AS (
-    SELECT p.* FROM ris_patient p WHERE p.id IN (
-        SELECT i.patient_id FROM ris_patientidentifier i WHERE i.value = ANY(%(values)s::text[])
-        UNION SELECT patient_id FROM reached
-        UNION SELECT unnest(%(patients)s::uuid[]))
+    (SELECT i.patient_id AS id FROM ris_patientidentifier i WHERE i.value = ANY($1::text[])
+     UNION SELECT patient_id FROM reached
+     UNION SELECT unnest($7::uuid[]))
     UNION
-    SELECT p.* FROM ris_patient p JOIN people f ON p.id = f.merged_into_id
-), doing AS (
-    SELECT p.* FROM ris_requestedprocedure p WHERE p.request_id IN (SELECT id FROM reached)
+    SELECT (SELECT p.merged_into_id FROM ris_patient p WHERE p.id = people.id) FROM people WHERE people.id IS NOT NULL
+), doing AS MATERIALIZED (
+    SELECT p.* FROM ris_requestedprocedure p WHERE p.request_id = ANY(ARRAY(SELECT id FROM reached))
 )
 SELECT jsonb_build_object(
-    'patients', (SELECT jsonb_agg(to_jsonb(t)) FROM people t),
+    'patients', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_patient t WHERE t.id = ANY(ARRAY(SELECT id FROM people))),
     'identifiers', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_patientidentifier t
-                    WHERE t.patient_id IN (SELECT id FROM people)),
+                    WHERE t.patient_id = ANY(ARRAY(SELECT id FROM people))),
     'visits', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_visit t
-               WHERE t.patient_id IN (SELECT id FROM people) AND (t.admission_id = ANY(%(admissions)s::text[])
-               OR t.id IN (SELECT visit_id FROM reached))),
+               WHERE t.patient_id = ANY(ARRAY(SELECT id FROM people))
+               AND (t.admission_id = ANY($2::text[])
+                    OR t.id = ANY(ARRAY(SELECT visit_id FROM reached)))),
     'requests', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at) FROM reached t),
     'procedures', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id) FROM doing t),
     'steps', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id) FROM ris_scheduledprocedurestep t
-              WHERE t.procedure_id IN (SELECT id FROM doing)),
+              WHERE t.procedure_id = ANY(ARRAY(SELECT id FROM doing))),
     'matched', (SELECT jsonb_agg(t.procedure_id) FROM ris_studymatch t
-                WHERE t.undone_at IS NULL AND t.procedure_id IN (SELECT id FROM doing))
+                WHERE t.undone_at IS NULL AND t.procedure_id = ANY(ARRAY(SELECT id FROM doing)))
 )::text
 """
 
@@ -112,7 +115,16 @@ class Context:
         self.steps[step.procedure_id].append(step)
 
 
-def load(
+def load(**keys: Iterable[Any]) -> Context:
+    """Everything that these keys reach, in one query. Hold the lanes first (ris/services/lanes.py).
+
+    Texts: `identifiers` `admissions` `accessions` `placers` `fillers` `studies`; row ids: `patients` `requests`
+    `procedures`.
+    """
+    return ask(**keys)()
+
+
+def ask(
     *,
     identifiers: Iterable[str] = (),
     admissions: Iterable[str] = (),
@@ -123,20 +135,15 @@ def load(
     patients: Iterable[UUID] = (),
     requests: Iterable[UUID] = (),
     procedures: Iterable[UUID] = (),
-) -> Context:
-    """Everything that these keys reach, in one query. Hold the lanes first (ris/services/lanes.py)."""
-    parameters: dict[str, Any] = {
-        "values": sorted({v for v in identifiers if v}),
-        "admissions": sorted({v for v in admissions if v}),
-        "accessions": sorted({v for v in accessions if v}),
-        "placers": sorted({v for v in placers if v}),
-        "fillers": sorted({v for v in fillers if v}),
-        "studies": sorted({v for v in studies if v}),
-        "patients": [str(p) for p in patients],
-        "requests": [str(r) for r in requests],
-        "procedures": [str(p) for p in procedures],
-    }
-    return _fill(orjson.loads(prepared(_QUERY, parameters)[0][0]))
+) -> Callable[[], Context]:
+    """As `load`, for a query that travels with others (common/wire.py); call what is returned after it."""
+    texts = (identifiers, admissions, accessions, placers, fillers, studies)
+    ids = (patients, requests, procedures)
+    answer = wire.ask(
+        _QUERY,
+        [*(sorted({t for t in some if t}) for some in texts), *([str(i) for i in some] for some in ids)],
+    )
+    return lambda: _fill(orjson.loads(answer()[0][0] or b"{}"))
 
 
 def _fill(found: dict[str, Any]) -> Context:

@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from common.rows import Row
+from common.rows import Row, make
 from common.store import Unit
 from ris.models import Change
 
@@ -15,26 +15,32 @@ def keep(row: Row, unit: Unit, patient_id: UUID | None) -> bool:
 
     `updated_at` and `cause` are set from the unit where the model has them.
     """
+    held = row.__dict__
+    if row._read is None:
+        if "updated_at" in held:
+            held["updated_at"] = unit.at
+        unit.save(row)
+        note(row, unit, patient_id, {"created": True})
+        return True
     changes = row.changes()
-    if row._read is not None and not changes:
+    if not changes:
         return False
-    if hasattr(row, "updated_at"):
-        row.updated_at = unit.at
-    if hasattr(row, "cause") and row._read is not None:
-        row.cause = unit.cause
-    values: dict[str, Any] = {}
-    if row._read is not None:
-        values = {name: pair for name, pair in changes.items() if name not in _NOT_NOTED}
+    if "updated_at" in held:
+        held["updated_at"] = unit.at
+    if "cause" in held:
+        held["cause"] = unit.cause
     unit.save(row)
-    if values or row._read is None:
-        note(row, unit, patient_id, values or {"created": True})
+    values = {name: pair for name, pair in changes.items() if name not in _NOT_NOTED}
+    if values:
+        note(row, unit, patient_id, values)
     return True
 
 
 def note(row: Row, unit: Unit, patient_id: UUID | None, values: dict[str, Any]) -> None:
     """Note a change without saving the row."""
     unit.save(
-        Change(
+        make(
+            Change,
             at=unit.at,
             cause=unit.cause,
             what=row._meta.model_name,

@@ -183,13 +183,15 @@ def _encode_entry(entry: Entry, raw: Any, result: Encoded) -> bytes:
         return _encode_sequence(entry, raw or [], result)
     if entry.vr == "US":
         return _encode_number(entry, raw, result)
-    texts = (
-        [str(v) for v in raw]
-        if isinstance(raw, (list, tuple))
-        else [str(raw)]
-        if raw not in (None, "")
-        else []
-    )
+    if isinstance(raw, str):
+        value, changed, encoded = _encode_text(entry, raw)
+        if changed and entry.keyword not in result.adapted:
+            result.adapted.append(entry.keyword)
+        if value:
+            result.values[entry.tag] = [value]
+            result.ascii = result.ascii and value.isascii()
+        return encoded
+    texts = [str(v) for v in raw] if isinstance(raw, (list, tuple)) else [str(raw)]
     values = []
     for text in texts:
         value, changed = fit(entry, text)
@@ -203,6 +205,15 @@ def _encode_entry(entry: Entry, raw: Any, result: Encoded) -> bytes:
         values = ["\r\n".join(values)]
     result.values[entry.tag] = values
     return _text_element(entry.tag, entry.vr, "\\".join(values), result)
+
+
+@lru_cache(
+    maxsize=16384
+)  # most texts come again: names of physicians and procedures, rooms, the patient's own
+def _encode_text(entry: Entry, text: str) -> tuple[str, bool, bytes]:
+    """One text of an attribute: as DICOM can carry it, whether that changed it, its element. Raises Withheld."""
+    value, changed = fit(entry, text)
+    return value, changed, element(entry.tag, entry.vr, value.encode("utf-8")) if value else b""
 
 
 def _text_element(tag: int, vr: str, text: str, result: Encoded) -> bytes:

@@ -56,7 +56,7 @@ class Facts:
 Source = Callable[[Facts], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is one row of the table below, and itself a key
 class Entry:
     """One attribute; those of INNER stand in the item of the Scheduled Procedure Step Sequence."""
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import date, time, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 
 from common.clock import now
+from common.rows import is_new, make, mark_new
 from common.store import Unit
 from pacs.matching import Matching, name_keys, text_key
 from ris.events import OrderChanged, PatientChanged, PatientsMerged, StepMoved
@@ -48,33 +50,36 @@ def item_of(facts: Facts) -> WorklistItem:
             if inner.columns:
                 found = [text_key(i[inner.name]) for i in items if inner.name in i]
                 columns[inner.columns[0]] = found if inner.array else found[0] if found else ""
-    return WorklistItem(
-        **{
-            **columns,
-            "step_id": step.id,
-            "patient_row": facts.patient.id,
-            "request_row": facts.request.id,
-            "waiting": step.status in ON_WORKLIST and not withheld,
-            "withheld": withheld[:300],
-            "adapted": encoded.adapted,
-            "status": step.status,
-            "start": step.start,
-            "start_has_time": step.start_has_time,
-            "ascii": encoded.ascii,
-            "answer": encoded.answer,
-            "updated_at": now(),
-        }
-    )
+    columns |= {
+        "step_id": step.id,
+        "patient_row": facts.patient.id,
+        "request_row": facts.request.id,
+        "waiting": step.status in ON_WORKLIST and not withheld,
+        "withheld": withheld[:300],
+        "adapted": encoded.adapted,
+        "status": step.status,
+        "start": step.start,
+        "start_has_time": step.start_has_time,
+        "ascii": encoded.ascii,
+        "answer": encoded.answer,
+        "updated_at": now(),
+    }
+    item = make(WorklistItem, **columns)
+    mark_new(item, is_new(step))
+    return item
 
 
 _BY_TAG = {entry.tag: entry for entry in ALL}
+
+
+_keys_of_name = lru_cache(maxsize=8192)(name_keys)  # the same physicians order again and again
 
 
 def _fill_keys(entry: Entry, values: list[str], columns: dict[str, Any]) -> None:
     """Fill an attribute's match columns with the normal form of what is answered."""
     first = values[0]
     if entry.kind is Matching.NAME:
-        columns.update(zip(entry.columns, name_keys(first), strict=False))
+        columns.update(zip(entry.columns, _keys_of_name(first), strict=False))
     elif entry.kind is Matching.DATE:
         columns[entry.columns[0]] = date(int(first[:4]), int(first[4:6]), int(first[6:]))
     elif entry.kind is Matching.TIME:

@@ -199,7 +199,8 @@ def _load(port: int, connections: int, seconds: float, series: str) -> Rate:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             number = 0
             while time.monotonic() < end:
-                raw = encode(order(f"{series}{lane}N{number}", lane * 100_000 + number))
+                # Each connection goes through other patients: two departments seldom speak of one at a time.
+                raw = encode(order(f"{series}{lane}N{number}", lane * (PATIENTS // connections) + number))
                 begun = time.perf_counter()
                 peer.sendall(raw)
                 frames: list[Any] = []

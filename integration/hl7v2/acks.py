@@ -3,9 +3,10 @@
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 
 from integration.hl7v2 import charsets, composing
 from integration.hl7v2.composing import Encoded, Field
@@ -138,9 +139,38 @@ def build(
     before, ERR-1 holds place and code and MSA-3 the text of the first error. `kind` is MSH-9 of an answer that
     is more than an ACK, `groups` the segments that it adds.
     """
+    charset = charsets.canonical(asked.charset)
+    if not charset and not all(f.isascii() for f in (*asked.sender, *asked.receiver, asked.control_id)):
+        charset = "UNICODE UTF-8"
+    if asked.control_id and not (problems or groups or kind) and asked.separators == STANDARD:
+        text = _kept(replace(asked, control_id=_ID), code).replace(_AT, format_time(at))
+        text = text.replace(_OURS, new_control_id()).replace(_ID, asked.control_id)
+    else:
+        text = _text(asked, code, problems, format_time(at), new_control_id(), kind, groups)
+    return charsets.encode(text, charset)
+
+
+# Stand-ins in an acknowledgement that is kept. Control characters never come from a sender (`harmless`).
+_AT, _OURS, _ID = Encoded("\x01"), Encoded("\x02"), Encoded("\x03")
+
+
+@lru_cache(maxsize=1024)
+def _kept(asked: Asking, code: AckCode) -> str:
+    """A plain acknowledgement but for its time and control ids: the next message of a sender gets the same."""
+    return _text(asked, code, (), _AT, _OURS, None, ())
+
+
+def _text(
+    asked: Asking,
+    code: AckCode,
+    problems: Sequence[Problem],
+    at: str,
+    control_id: str,
+    kind: tuple[str, ...] | None,
+    groups: Sequence[tuple[str, dict[int, Field]]],
+) -> str:
     modern = _version(asked.version) >= (2, 5)
     structured = _version(asked.version) >= (2, 4)
-    separators = asked.separators
     if kind is None:
         kind = ("ACK", Encoded(asked.trigger), "ACK") if structured and asked.trigger else ("ACK",)
     errors = [p for p in problems if p.severity is Severity.ERROR]
@@ -149,9 +179,9 @@ def build(
         4: Encoded(asked.receiver[1]),
         5: Encoded(asked.sender[0]),
         6: Encoded(asked.sender[1]),
-        7: format_time(at),
+        7: at,
         9: kind,
-        10: new_control_id(),
+        10: control_id,
         11: Encoded(asked.processing_id),
         12: Encoded(asked.version),
         18: Encoded(asked.charset),
@@ -164,10 +194,7 @@ def build(
     segments: list[tuple[str, dict]] = [("MSH", msh), ("MSA", msa)]
     segments += [("ERR", _err(p, modern)) for p in problems]
     segments += groups
-    charset = charsets.canonical(asked.charset)
-    if not charset and not all(f.isascii() for f in (*asked.sender, *asked.receiver, asked.control_id)):
-        charset = "UNICODE UTF-8"
-    return composing.message(segments, separators, charset)
+    return "".join(composing.segment(name, fields, asked.separators) + "\r" for name, fields in segments)
 
 
 def new_control_id() -> str:

@@ -5,6 +5,7 @@ each other. Everything is bounded: connections, size of a frame, time of a frame
 """
 
 import asyncio
+import gc
 import hashlib
 import logging
 import os
@@ -12,9 +13,11 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections import Counter, deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import uvloop
@@ -73,7 +76,7 @@ class Listener:
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()
-        self.pool = ThreadPoolExecutor(self.limits.threads, thread_name_prefix="mllp")
+        self.workers = Workers(self.limits.threads)
         self.closing = False
         self._servers: list[asyncio.AbstractServer] = []
         self._watch: asyncio.Task[None] | None = None
@@ -104,22 +107,7 @@ class Listener:
         if self._watch:
             self._watch.cancel()
         await asyncio.sleep(0)  # lets transports write their last bytes
-        self._close_database_connections()
-        self.pool.shutdown(wait=True)
-
-    def _close_database_connections(self) -> None:
-        """Each thread of the pool closes its own; the barrier gives every thread one of these tasks."""
-        barrier = threading.Barrier(self.limits.threads)
-
-        def close() -> None:
-            try:
-                barrier.wait(2.0)
-            except threading.BrokenBarrierError:
-                pass  # a thread is still at work; the end of the process closes the rest
-            connections.close_all()
-
-        for _ in range(self.limits.threads):
-            self.pool.submit(close)
+        self.workers.stop(self.limits.drain_seconds)
 
     async def _watch_clocks(self) -> None:
         """Close what is silent or endless; one task for all connections."""
@@ -129,6 +117,40 @@ class Listener:
             moment = loop.time()
             for connection in list(self.connections):
                 connection.check_clocks(moment)
+
+
+class Workers:
+    """Threads that take jobs in the order in which they come, each with its own database connection."""
+
+    def __init__(self, count: int) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"mllp_{n}", daemon=True) for n in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def give(self, job: Callable[[], None]) -> bool:
+        """Have a thread run the job, which must not raise; False when no job is taken any more."""
+        if not self._stopped:
+            self._jobs.put(job)
+        return not self._stopped
+
+    def stop(self, seconds: float) -> None:
+        """Take no more; what was given is done, and the threads' connections are closed, or the time is over."""
+        self._stopped = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # a large message is not kept until the next one comes
+        connections.close_all()
 
 
 class Connection(asyncio.Protocol):
@@ -242,33 +264,30 @@ class Connection(asyncio.Protocol):
             return
         self._at_work = True
         event = self._waiting.popleft()
-        try:
-            work = self._listener.pool.submit(_work, event, self._peer)
-        except RuntimeError:  # the pool is shut down: nothing was stored, the sender keeps its message
-            self._waiting.clear()
+        if not self._listener.workers.give(lambda: self._apply(event)):
+            self._waiting.clear()  # nothing was stored: the sender keeps its message
             self._at_work = False
-            return
-        work.add_done_callback(self._finished)
 
-    def _finished(self, work: "Future[Reply]") -> None:
-        """In the pool's thread: hand the answer to the loop."""
+    def _apply(self, event: Frame | Fault) -> None:
+        """In a thread of the pool: apply, and hand the answer to the loop."""
+        reply: Reply | None = None
         try:
-            self._loop.call_soon_threadsafe(self._answer, work)
+            reply = _work(event, self._peer)
+        except Exception as error:
+            logger.error("a frame from %s could not be handled: %s", self._peer, type(error).__name__)
+        try:
+            self._loop.call_soon_threadsafe(self._answer, reply)
         except RuntimeError:
             pass  # the loop is closed
 
-    def _answer(self, work: "Future[Reply]") -> None:
+    def _answer(self, reply: Reply | None) -> None:
         self._at_work = False
-        if not work.cancelled():
-            error = work.exception()
-            if error is not None:
-                logger.error("a frame from %s could not be handled: %s", self._peer, type(error).__name__)
-                self._end()
-            elif self._transport is not None and not self._transport.is_closing():
-                reply = work.result()
-                frames = b"".join(encode(part) for part in (reply.ack, reply.later) if part)
-                if frames:
-                    self._transport.write(frames)
+        if reply is None:
+            self._end()
+        elif self._transport is not None and not self._transport.is_closing():
+            frames = b"".join(encode(part) for part in (reply.ack, reply.later) if part)
+            if frames:
+                self._transport.write(frames)
         self._next()
 
     # -- ends
@@ -342,6 +361,10 @@ def main(ctx: Context) -> None:
     # Threads here hold the interpreter for short whiles between waits for the database; with the usual 5 ms the
     # event loop and the others would stand behind whoever computes.
     sys.setswitchinterval(0.001)
+    # What was imported stays: the collector need not look at it again, nor at every few hundred new objects.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000, 20, 20)
     uvloop.run(_serve(ctx))
 
 

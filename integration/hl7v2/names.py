@@ -6,6 +6,7 @@ an XPN moved by one, the person's id first; CNN (OBR-32 to 35) has the parts of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from common.names import NameGroup, PersonName, clean_component
 from integration.hl7v2.reading import NULL, Segment
@@ -34,7 +35,7 @@ def read_xpn(segment: Segment, number: int) -> PersonName | None:
     candidates: dict[str, dict[str, NameGroup]] = {}
     for repetition in range(1, len(segment.repetitions(number)) + 1):
         parts = segment.components(number, repetition)
-        group = _group(parts, 0)
+        group = _group(tuple(parts), 0)
         if not group:
             continue
         kind = _at(parts, 6).strip().upper()
@@ -48,12 +49,16 @@ def read_xpn(segment: Segment, number: int) -> PersonName | None:
 
 def read_xcn(segment: Segment, number: int, repetition: int = 1) -> Person | None:
     """The person in one repetition of XCN; None when it is empty. A lone id has an empty name."""
-    parts = segment.components(number, repetition)
-    if not any(parts):
+    if not segment.has(number):
         return None
+    parts = segment.components(number, repetition)
+    return _person(tuple(parts)) if any(parts) else None
+
+
+@lru_cache(maxsize=8192)  # a few hundred physicians sign all orders
+def _person(parts: tuple[str, ...]) -> Person:
     place = _GROUPS.get(_at(parts, 14).strip().upper(), "alphabetic")
-    name = PersonName(**{place: _group(parts, 1)})
-    return Person(_at(parts, 0).strip(), segment.value(number, 9, repetition).strip(), name)
+    return Person(_at(parts, 0).strip(), _at(parts, 8).strip(), PersonName(**{place: _group(parts, 1)}))
 
 
 def read_cnn(segment: Segment, number: int, repetition: int = 1) -> Person | None:
@@ -61,7 +66,8 @@ def read_cnn(segment: Segment, number: int, repetition: int = 1) -> Person | Non
     parts = segment.subcomponents(number, 1, repetition)
     if len(parts) < 2:
         return read_xcn(segment, number, repetition)
-    return Person(_at(parts, 0).strip(), _at(parts, 8).strip(), PersonName(alphabetic=_group(parts, 1)))
+    name = PersonName(alphabetic=_group(tuple(parts), 1))
+    return Person(_at(parts, 0).strip(), _at(parts, 8).strip(), name)
 
 
 def write_xpn(name: PersonName, kind: str = "L") -> list[tuple[str, ...]]:
@@ -99,7 +105,8 @@ def _xpn(group: NameGroup, kind: str, representation: str) -> tuple[str, ...]:
     return (group.family, group.given, group.middle, group.suffix, group.prefix, "", kind, representation)
 
 
-def _group(parts: Sequence[str], start: int) -> NameGroup:
+@lru_cache(maxsize=8192)
+def _group(parts: tuple[str, ...], start: int) -> NameGroup:
     """The PN group of family^given^middle^suffix^prefix^degree from this index; the degree joins the suffix."""
     family, given, middle, suffix, prefix, degree = [
         part if part.isalnum() else clean_component(part)

@@ -89,16 +89,16 @@ def locate(scope: Scope, attribute: str) -> Location:
     return Location("ORC", 1) if scope.segment("ORC") else Location("PID", 1)
 
 
-def only_foreign(head: Head) -> bool:
-    """Whether every order of the message is for something else than imaging (supplies, diets, drugs)."""
-    found = groups(head)
-    return bool(found) and all(g.foreign for g in found)
+def read(head: Head) -> Orders | None:
+    """The orders of a message; None when all are for something else than imaging (supplies, diets, drugs).
 
-
-def read(head: Head) -> Orders:
-    """The orders of a message. Raises Refused with the place that cannot be used."""
+    Raises Refused with the place that cannot be used.
+    """
     every = groups(head)
     found = [g for g in every if not g.foreign]
+    if every and not found:
+        head.warnings.append("The orders are for no imaging.")
+        return None
     if len(found) < len(every):
         head.warnings.append(f"{len(every) - len(found)} orders are for no imaging; they were passed over.")
     if not found:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import Final
+
+from django.utils.functional import cached_property  # Python's own takes a lock before version 3.12
 
 from integration.hl7v2 import charsets, escapes
 from integration.hl7v2.errors import Code, Location, Problem, refuse, warning
@@ -125,10 +126,14 @@ class Segment:
 
     def components(self, number: int, repetition: int = 1) -> list[str]:
         """The first subcomponents of all components of one repetition, decoded."""
-        text = _part(self.field(number), self.separators.repetition, repetition)
+        s = self.separators
+        text = self.field(number)
+        if repetition != 1 or s.repetition in text:
+            text = _part(text, s.repetition, repetition)
         if not text:
             return []
-        s = self.separators
+        if s.subcomponent not in text and s.escape not in text and _QUOTES not in text:
+            return text.split(s.component)
         if text == _QUOTES:
             return [NULL]
         return [self._leaf(_part(c, s.subcomponent, 1)) for c in text.split(s.component)]
@@ -281,13 +286,19 @@ def header_of(raw: bytes) -> tuple[Separators, list[bytes]]:
     return separators, parts
 
 
-def parse(raw: bytes, fallback: str = "cp1252", force_charset: str = "") -> Message:
+def parse(
+    raw: bytes,
+    fallback: str = "cp1252",
+    force_charset: str = "",
+    head: tuple[Separators, list[bytes]] | None = None,
+) -> Message:
     """Read one message: any MSH-1/MSH-2, its own MSH-18, CR, CRLF or LF between segments, with or without BOM.
 
     `fallback` is the set of undeclared bytes that are not UTF-8; `force_charset` overrides MSH-18. A lone LF in
-    a message with CR is data. Raises Refused (100, 101 or 102) when it is no message.
+    a message with CR is data. `head` is what `header_of` said of it, for who asked before. Raises Refused (100,
+    101 or 102) when it is no message.
     """
-    separators, header = header_of(raw)
+    separators, header = head or header_of(raw)
     body = _lead(raw)
     if body[:3] != b"MSH":
         raise refuse(Code.SEGMENT_SEQUENCE, "A batch must be split into its messages first.", Location("MSH"))

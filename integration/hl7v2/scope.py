@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta, tzinfo
-from functools import cached_property
+
+from django.utils.functional import cached_property
 
 from integration.hl7v2 import names, timestamps
 from integration.hl7v2.errors import Code, Location, Refused, refuse
@@ -11,6 +12,7 @@ from integration.hl7v2.reading import NULL, Message, Segment
 from integration.hl7v2.timestamps import Precision, Timestamp, TimestampError
 from integration.sources import Place, Profile, site_zone_of
 
+_QUOTES = '""'
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 # Facts that claim to come from the future would keep later ones out: they count as of their arrival.
 _FUTURE = timedelta(minutes=15)
@@ -83,13 +85,19 @@ class Scope:
 
     def value(self, attribute: str) -> str:
         """The attribute's value: a clean text, NULL for `""` (or empty, when the source's `""` means nothing)."""
-        found = self.filled(attribute)
-        if found is None:
-            return self.profile.fields[attribute].constant
-        segment, place = found
-        if segment.is_null(place.field) and self.profile["null"] == "ignore":
-            return ""
-        return clean(segment.value(place.field, place.component or 1, 1, place.subcomponent or 1))
+        expression = self.profile.fields[attribute]
+        for place in expression.places:
+            segment = self._selected(place) if place.selector else self.segment(place.segment)
+            fields = segment.fields
+            text = fields[place.field] if place.field < len(fields) else ""
+            if not text or not (place.component is None or _raw(segment, place)):
+                continue
+            if text.isalnum() and (place.component or 1) == 1 == (place.subcomponent or 1):
+                return text  # without any separator, as most values are
+            if text == _QUOTES and self.profile["null"] == "ignore":
+                return ""
+            return clean(segment.value(place.field, place.component or 1, 1, place.subcomponent or 1))
+        return expression.constant
 
     def text(self, attribute: str) -> str:
         """As `value`, but stray separators are part of the text."""
@@ -115,8 +123,8 @@ class Scope:
     def code(self, attribute: str) -> dict[str, str] | None:
         """A coded value (CE, CWE): the three components from the place's on; None when there is none."""
         for place in self.profile.fields[attribute].places:
-            segment = self._selected(place)
-            if not segment:
+            segment = self._selected(place) if place.selector else self.segment(place.segment)
+            if not segment.field(place.field):
                 continue
             first = place.component or 1
             value, meaning, scheme = (clean(segment.value(place.field, first + i)) for i in range(3))
@@ -190,6 +198,8 @@ def clean(text: str) -> str:
 
 def read_time(head: Head, segment: Segment, field: int, component: int = 1) -> Timestamp | None:
     """A time in a field, in the message's zone; None when it is empty or `""`. Raises Refused (102)."""
+    if not segment.field(field):
+        return None
     text = segment.value(field, component).strip()
     if not text.strip("0"):  # 00000000 is how some say that they do not know
         return None

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from enum import IntEnum
+from functools import lru_cache
 
 
 class Precision(IntEnum):
@@ -64,6 +65,7 @@ _DEGREES = {
 }
 
 
+@lru_cache(maxsize=8192)  # one message says the same moment in several places, and many messages say one day
 def parse(text: str, zone: tzinfo | None = None, degree: str = "") -> Timestamp:
     """Read a time. `zone` holds where the text names no offset and says hours; never for plain dates.
 

@@ -80,11 +80,8 @@ def _change_identifier(head: Head) -> Translated:
 
 
 def _orders(head: Head) -> Translated | None:
-    if orders.only_foreign(head):
-        head.warnings.append("The orders are for no imaging.")
-        return None
     found = orders.read(head)
-    return Translated([found.command], found.locate)
+    return Translated([found.command], found.locate) if found else None
 
 
 def _appointment(head: Head) -> Translated:

@@ -7,25 +7,25 @@ of every patient that these lead to, taken in sorted order, until it commits. Wa
 from collections.abc import Iterable
 from uuid import UUID
 
-from common.store import prepared
+from common import wire
+from common.wire import Answer
 from ris.apart import is_apart
 
 _BY_IDENTIFIER = """
 WITH RECURSIVE found AS (
-    SELECT p.id, p.merged_into_id FROM ris_patientidentifier i JOIN ris_patient p ON p.id = i.patient_id
-    WHERE i.value = ANY(%(values)s::text[])
+    SELECT i.patient_id AS id FROM ris_patientidentifier i WHERE i.value = ANY($1::text[])
     UNION
-    SELECT p.id, p.merged_into_id FROM ris_patient p JOIN found f ON p.id = f.merged_into_id
+    SELECT (SELECT p.merged_into_id FROM ris_patient p WHERE p.id = found.id) FROM found WHERE found.id IS NOT NULL
 ), keys AS (
-    SELECT hashtextextended('id:' || v, %(seed)s) AS k, NULL::uuid AS patient FROM unnest(%(keys)s::text[]) v
-    UNION SELECT hashtextextended('patient:' || id, %(seed)s), id FROM found
+    SELECT hashtextextended('id:' || v, $3::bigint) AS k, NULL::uuid AS patient FROM unnest($2::text[]) v
+    UNION SELECT hashtextextended('patient:' || id, $3::bigint), id FROM found WHERE id IS NOT NULL
 )
 SELECT pg_advisory_xact_lock(k), patient FROM (SELECT k, patient FROM keys ORDER BY k) s
 """
 
 _BY_PATIENT = """
 SELECT pg_advisory_xact_lock(k)
-FROM (SELECT DISTINCT hashtextextended('patient:' || p, %(seed)s) AS k FROM unnest(%(patients)s::uuid[]) p ORDER BY k) s
+FROM (SELECT DISTINCT hashtextextended('patient:' || p, $2::bigint) AS k FROM unnest($1::uuid[]) p ORDER BY k) s
 """
 
 
@@ -35,16 +35,21 @@ def lock(values: Iterable[str], others: Iterable[str] = ()) -> frozenset[UUID]:
     `others` are further names to serialise on, such as `placer:123`, when there is no patient. Returns the
     ids of the patients that are held. Must run inside a transaction; read only after it.
     """
+    held = ask(values, others)()
+    return frozenset(UUID(patient.decode()) for _, patient in held if patient is not None)
+
+
+def ask(values: Iterable[str], others: Iterable[str] = ()) -> Answer:
+    """As `lock`, for a statement that travels with others (common/wire.py): held when they are answered."""
     wanted = sorted({v for v in values if v})
-    held = prepared(_BY_IDENTIFIER, {"values": wanted, "keys": wanted + sorted(set(others)), "seed": _seed()})
-    return frozenset(patient for _, patient in held if patient is not None)
+    return wire.ask(_BY_IDENTIFIER, (wanted, wanted + sorted(set(others)), _seed()))
 
 
 def lock_patients(patients: Iterable[UUID]) -> None:
     """Hold the lanes of these patients, for a page or a scanner that knows them by row id."""
     wanted = [str(p) for p in patients]
     if wanted:
-        prepared(_BY_PATIENT, {"patients": wanted, "seed": _seed()})
+        wire.ask(_BY_PATIENT, (wanted, _seed()))
 
 
 def _seed() -> int:

@@ -1,6 +1,7 @@
 """What becomes of an order message: requests, procedures and steps found by their keys, made or changed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from common.store import Unit
@@ -34,16 +35,13 @@ _MADE = "made"
 """In a row's `details`: which of its keys we made because the sender left them out; those may be replaced."""
 
 
-def apply(command: ApplyOrders, unit: Unit) -> Applied:
-    """Carry out the order groups of one message, all or none.
-
-    Raises a Refusal with the index of the group and the attribute at fault.
-    """
+def ask(command: ApplyOrders) -> Callable[[], Context]:
+    """Hold the command's lanes and read what it concerns, in statements that may travel with others."""
     identifiers = [i.value for i in command.patient.identifiers]
     keys = [g.keys for g in command.groups]
     placers = [k.placer.value for k in keys]
-    lanes.lock(identifiers, others=() if identifiers else [f"placer:{p}" for p in placers if p])
-    ctx = context.load(
+    lanes.ask(identifiers, others=() if identifiers else [f"placer:{p}" for p in placers if p])
+    return context.ask(
         identifiers=identifiers,
         admissions=[command.patient.visit.admission_id] if command.patient.visit else (),
         accessions=[k.accession_number for k in keys],
@@ -51,6 +49,15 @@ def apply(command: ApplyOrders, unit: Unit) -> Applied:
         fillers=[k.filler.value for k in keys],
         studies=[k.study_instance_uid for k in keys],
     )
+
+
+def apply(command: ApplyOrders, unit: Unit, ctx: Context | None = None) -> Applied:
+    """Carry out the order groups of one message, all or none. `ctx` is what `ask` read in this transaction.
+
+    Raises a Refusal with the index of the group and the attribute at fault.
+    """
+    ctx = ctx or ask(command)()
+    identifiers = command.patient.identifiers
     applied = Applied()
     patient: Patient | None = None
     visit: Visit | None = None
@@ -379,7 +386,11 @@ class _Work:
         step.minutes = int(
             group.step.get("minutes") or plan.get("minutes") or (listed.minutes if listed else 20)
         )
-        if listed and listed.stations and not (step.scheduled_station_names or step.scheduled_station_ae_titles):
+        if (
+            listed
+            and listed.stations
+            and not (step.scheduled_station_names or step.scheduled_station_ae_titles)
+        ):
             step.scheduled_station_names = list(listed.stations)
         _give_stations(step)
         step.status = group.status if group.status in StepStatus.values else StepStatus.SCHEDULED
@@ -619,18 +630,23 @@ def _fits(procedure: RequestedProcedure, group: OrderGroup, keys: OrderKeys) -> 
 def _assign(row: Any, values: Mapping[str, Any]) -> None:
     """Set the attributes that the model has; keep the others in `details` where it has them."""
     extra: dict[str, Any] = {}
-    names = {f.name for f in row._meta.concrete_fields}
+    limits = _limits(row._meta)
     for name, value in values.items():
-        if name in names:
-            field = row._meta.get_field(name)
-            limit = getattr(field, "max_length", None)
+        if name in limits:
+            limit = limits[name]
             # Descriptions may be shortened to what fits; identifiers do not come through here.
             setattr(row, name, value[:limit] if limit and isinstance(value, str) else value)
         else:
             extra[name] = value
-    if extra and "details" in names:
+    if extra and "details" in limits:
         merged = {**row.details, **extra}
         row.details = {k: v for k, v in merged.items() if v not in ("", None)}
+
+
+@cache
+def _limits(options: Any) -> dict[str, int | None]:
+    """The attributes of a model, and how long their text may be."""
+    return {f.name: getattr(f, "max_length", None) for f in options.concrete_fields}
 
 
 def _give_stations(step: ScheduledProcedureStep) -> None:

@@ -1,6 +1,6 @@
 """Registering, updating, merging and unmerging patients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -44,16 +44,19 @@ _VISIT_COLUMNS = (
 )
 
 
-def register(command: RegisterPatient, unit: Unit) -> Applied:
-    """Create or update a patient and the visit that came with it.
+def ask(command: RegisterPatient) -> Callable[[], Context]:
+    """Hold the command's lanes and read what it concerns, in statements that may travel with others."""
+    values = [i.value for i in command.identifiers]
+    lanes.ask(values)
+    return context.ask(identifiers=values, admissions=[command.visit.admission_id] if command.visit else ())
+
+
+def register(command: RegisterPatient, unit: Unit, ctx: Context | None = None) -> Applied:
+    """Create or update a patient and the visit that came with it. `ctx` is what `ask` read in this transaction.
 
     Raises Missing without an identifier, DuplicateKey when the identifiers lead to different patients.
     """
-    lanes.lock(i.value for i in command.identifiers)
-    ctx = context.load(
-        identifiers=(i.value for i in command.identifiers),
-        admissions=[command.visit.admission_id] if command.visit else (),
-    )
+    ctx = ctx or ask(command)()
     applied = Applied()
     settle(command, ctx, unit, applied)
     return applied

@@ -8,7 +8,8 @@ from django.test.utils import CaptureQueriesContext
 
 from common import events, store
 from common.models import Alert
-from common.store import hydrate, unit_of_work
+from common.store import Unit, hydrate, unit_of_work
+from common.uids import uuid7
 from integration.models import Message
 from ris.models import AssigningAuthority, Patient, PatientIdentifier
 
@@ -24,8 +25,8 @@ def patient(name: str = "Sommer^Clara") -> Patient:
 @pytest.mark.django_db
 def test_rows_of_many_models_go_in_one_statement_whatever_their_order(monkeypatch):
     run: list[str] = []
-    really = store.prepared
-    monkeypatch.setattr(store, "prepared", lambda text, *rest: (run.append(text), really(text, *rest))[1])
+    really = store.ask
+    monkeypatch.setattr(store, "ask", lambda text, *rest: (run.append(text), really(text, *rest))[1])
     authority = AssigningAuthority(namespace="HOSP")
     someone = patient()
     number = PatientIdentifier(patient=someone, value="4711", authority=authority)
@@ -111,6 +112,51 @@ def test_a_broken_key_is_refused_by_the_database():
     with pytest.raises(IntegrityError), transaction.atomic(), unit_of_work("hl7:1") as unit:
         unit.save(authority)
         unit.save(AssigningAuthority(namespace="HOSP"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_commit_writes_commits_and_rings_in_one_go():
+    rung: list[int] = []
+    with transaction.atomic():
+        unit = Unit("hl7:1")
+        unit.save(patient())
+        unit.ring(lambda: rung.append(Patient.objects.count()))
+        unit.commit()
+        assert not rung
+    assert rung == [1]
+    assert not connection.in_atomic_block and connection.get_autocommit()
+    with connection.cursor() as cursor:  # the connection is as good as new
+        cursor.execute("SELECT count(*) FROM ris_patient")
+        assert cursor.fetchone() == (1,)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_fails_in_the_statement_or_at_commit_is_raised_and_nothing_is_kept():
+    for broken in (
+        [AssigningAuthority(namespace="HOSP"), AssigningAuthority(namespace="HOSP")],  # unique: at once
+        [
+            PatientIdentifier(patient_id=uuid7(), value="4711", authority_id=uuid7())
+        ],  # foreign keys: at COMMIT
+    ):
+        with pytest.raises(IntegrityError), transaction.atomic():
+            unit = Unit("hl7:1")
+            for row in (patient(), *broken):
+                unit.save(row)
+            unit.commit()
+        assert Patient.objects.count() == 0
+        assert not connection.in_atomic_block and connection.get_autocommit()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_within_another_transaction_commit_only_writes():
+    with pytest.raises(RuntimeError), transaction.atomic():
+        with transaction.atomic():
+            unit = Unit("hl7:1")
+            unit.save(patient())
+            unit.commit()
+        assert Patient.objects.count() == 1
+        raise RuntimeError("the outer one fails")
+    assert Patient.objects.count() == 0
 
 
 @pytest.mark.django_db

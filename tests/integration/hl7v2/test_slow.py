@@ -1,19 +1,24 @@
-"""What takes long: twenty thousand bad frames among a thousand good ones, a hundred thousand round trips."""
+"""What takes long: bad frames by the thousand, a hundred thousand round trips, the memory of a busy listener."""
 
 import random
+import socket
 import threading
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from integration.benches.mllp import order
 from integration.hl7v2.composing import message
 from integration.hl7v2.framing import encode
 from integration.hl7v2.reading import parse
 from integration.models import Message
-from ris.models import Patient
+from ris.models import Patient, ScheduledProcedureStep
+from tests.integration.hl7v2.conftest import Client
 from tests.integration.hl7v2.making import adt
 from tests.integration.hl7v2.test_composing import MSH, SETS, texts
+from tests.integration.hl7v2.test_crashes import Process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -81,3 +86,61 @@ def test_a_hundred_thousand_texts_in_any_field_come_back(text, number, separator
     read = parse(raw)
     assert [s.name for s in read.segments] == ["MSH", "ZZ1", "ZZ2"]
     assert read.first("ZZ1").value(number) == text
+
+
+MESSAGES = 100_000
+CONNECTIONS = 10
+WARM = 2_000
+
+
+def send_orders(port: int, lane: int, numbers: range, wrong: list[str]) -> None:
+    """Orders of one connection, each sent when the one before is acknowledged."""
+    client = Client(port)
+    try:
+        for number in numbers:
+            client.write(encode(order(f"{lane}N{number}", lane * 100_000 + number)))
+            answer = client.read(120).first("MSA").value(1)
+            if answer != "AA":
+                wrong.append(answer)
+    except Exception as error:
+        wrong.append(repr(error))
+    finally:
+        client.close()
+
+
+def send_all(port: int, numbers: range) -> None:
+    wrong: list[str] = []
+    senders = [
+        threading.Thread(target=send_orders, args=(port, lane, numbers, wrong)) for lane in range(CONNECTIONS)
+    ]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert not wrong
+
+
+@pytest.mark.django_db(transaction=True)
+def test_memory_stays_flat_over_a_hundred_thousand_messages_beside_idle_connections(any_source):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = Process(port)
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+    try:
+        each = WARM // CONNECTIONS
+        send_all(port, range(each))
+        listener = psutil.Process(process.popen.pid)
+        before = listener.memory_info().rss
+        send_all(port, range(each, each + MESSAGES // CONNECTIONS))
+        grown = (listener.memory_info().rss - before) / 1e6
+        assert Message.objects.filter(state="applied").count() == MESSAGES + WARM
+        assert ScheduledProcedureStep.objects.count() == MESSAGES + WARM
+        assert grown <= 50, f"{grown:.0f} MB"
+        client = Client(port)  # idle ones were not in its way, and are still served
+        client.socket.close()
+        client.socket = idle[-1]
+        assert client.send(adt(control_id="IDLE")).first("MSA").value(1) == "AA"
+    finally:
+        for one in idle:
+            one.close()
+        assert process.stop() == 0

@@ -1,0 +1,172 @@
+"""Statements of the hot paths, as libpq takes them: prepared once a connection, several in one write.
+
+A round trip costs a change of processes at both ends, and a cursor more than a small statement. Here statements that
+belong together travel together (libpq's pipeline mode), and values go and come as PostgreSQL's text.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import psycopg
+from django.db import DataError, connection
+from psycopg import generators, pq
+from psycopg.errors import error_from_result
+
+Value = str | int | None | Sequence[str]
+Rows = list[tuple[bytes | None, ...]]
+
+_FAILED = pq.ExecStatus.FATAL_ERROR
+_ABORTED = pq.ExecStatus.PIPELINE_ABORTED
+_IDLE = pq.TransactionStatus.IDLE
+
+
+class Answer:
+    """What a statement said, there when it was sent and answered."""
+
+    __slots__ = ("_result", "statement", "values")
+
+    def __init__(self, statement: str, values: list[bytes | None]) -> None:
+        self.statement, self.values = statement, values
+        self._result: Any = None
+
+    def __call__(self) -> Rows:
+        """The rows, each value as PostgreSQL's text."""
+        result = self._result
+        if result is None:
+            raise RuntimeError("The statement has not been answered yet.")
+        columns = range(result.nfields)
+        return [tuple(result.get_value(row, column) for column in columns) for row in range(result.ntuples)]
+
+
+class _Waiting(threading.local):
+    """The statements of this thread that wait to be sent together."""
+
+    answers: list[Answer] | None = None
+
+
+_waiting = _Waiting()
+_numbers = count(1)
+_names: WeakKeyDictionary[psycopg.Connection[Any], dict[str, bytes]] = WeakKeyDictionary()
+"""What is prepared in which connection, and by what name."""
+
+
+def ask(statement: str, values: Sequence[Value] = ()) -> Answer:
+    """Run a statement with `$1`, `$2`, … on the default connection; within `together`, at the end of the block.
+
+    A list is sent as an array. Errors are Django's, as a cursor raises them.
+    """
+    answer = Answer(statement, [_text(v) for v in values])
+    if _waiting.answers is None:
+        _send([answer])
+    else:
+        _waiting.answers.append(answer)
+    return answer
+
+
+@contextmanager
+def together(*, commit: bool = False) -> Iterator[None]:
+    """Statements asked in this block travel together; at its end all are answered, or the first error is raised.
+
+    PostgreSQL runs them one after the other, each with its own snapshot, and none after one that fails; with
+    `commit`, COMMIT is the last of them.
+    """
+    if _waiting.answers is not None:
+        raise RuntimeError("One block at a time.")
+    answers: list[Answer] = []
+    _waiting.answers = answers
+    try:
+        yield
+    finally:
+        _waiting.answers = None
+    if answers or commit:
+        _send(answers, commit)
+
+
+def array(values: Sequence[str]) -> str:
+    """A one-dimensional array as PostgreSQL reads it."""
+    quoted = ('"' + v.replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values)
+    return "{" + ",".join(quoted) + "}"
+
+
+def _text(value: Value) -> bytes | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        value = str(value) if isinstance(value, int) else array(value)
+    if "\x00" in value:  # libpq would take the text up to it
+        raise DataError("PostgreSQL keeps no text with a NUL character.")
+    return value.encode()
+
+
+def _send(answers: Sequence[Answer], commit: bool = False) -> None:
+    connection.ensure_connection()
+    raw = connection.connection
+    raw = getattr(raw, "_con", raw)  # from a pool, it is wrapped
+    with connection.wrap_database_errors, raw.lock:
+        names = _names.setdefault(raw, {})
+        begin = not raw.autocommit and raw.pgconn.transaction_status == _IDLE
+        raw.wait(_exchange(raw.pgconn, names, answers, begin, commit))
+
+
+def _exchange(
+    pgconn: Any, names: dict[str, bytes], answers: Sequence[Answer], begin: bool, commit: bool
+) -> Generator[Any, Any, None]:
+    """Send everything in one write and read all results, the libpq way."""
+    taken: list[Callable[[Any], None]] = []
+    pgconn.enter_pipeline_mode()
+    try:
+        if begin:
+            pgconn.send_query_params(b"BEGIN", None)
+            taken.append(_nothing)
+        for answer in answers:
+            name = names.get(answer.statement)
+            if name is None:
+                name = b"orderly_%d" % next(_numbers)
+                pgconn.send_prepare(name, answer.statement.encode())
+                taken.append(_remember(names, answer.statement, name))
+            pgconn.send_query_prepared(name, answer.values)
+            taken.append(_keep(answer))
+        said: list[bytes | None] = []
+        if commit:
+            pgconn.send_query_params(b"COMMIT", None)
+            taken.append(lambda result: said.append(result.command_status))
+        pgconn.pipeline_sync()
+        yield from generators.send(pgconn)
+        failed = None
+        for take in taken:
+            (result,) = yield from generators.fetch_many(pgconn)
+            if result.status == _FAILED:
+                failed = failed or result
+            elif result.status != _ABORTED:
+                take(result)
+        (sync,) = yield from generators.fetch_many(pgconn)
+        assert sync.status == pq.ExecStatus.PIPELINE_SYNC
+    finally:
+        if pgconn.status == pq.ConnStatus.OK:
+            pgconn.exit_pipeline_mode()
+    if failed is not None:
+        raise error_from_result(failed)
+    if commit and said != [b"COMMIT"]:  # to a transaction that failed before, the answer is ROLLBACK
+        raise psycopg.OperationalError("The database rolled the transaction back.")
+
+
+def _nothing(result: Any) -> None:
+    pass
+
+
+def _keep(answer: Answer) -> Callable[[Any], None]:
+    def take(result: Any) -> None:
+        answer._result = result
+
+    return take
+
+
+def _remember(names: dict[str, bytes], statement: str, name: bytes) -> Callable[[Any], None]:
+    def take(result: Any) -> None:
+        names[statement] = name
+
+    return take
