@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +23,7 @@ from pacs.services import echo, store
 from pacs.storage import spool
 from tests.conftest import missing, require_peer
 from tests.pacs.dimse.conftest import ALL
-from tests.pacs.dimse.test_store import CT, EXPLICIT, made
+from tests.pacs.dimse.test_store import CT, EXPLICIT, made, write_part10
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +151,49 @@ def test_echoscu_of_dcmtk_speaks_tls_with_us(port: int, papers: Path) -> None:
          str(papers / "ca.pem"), "-aet", "SCANNER", "-aec", "ORDERLY", "127.0.0.1", str(port)],
         check=True, timeout=30,
     )  # fmt: skip
+
+
+def test_storescu_of_dcmtk_sends_over_tls(port: int, papers: Path, tmp_path: Path) -> None:
+    origin, data = made(200_000)
+    write_part10(tmp_path / "one.dcm", data)
+    subprocess.run(
+        [require_peer("storescu"), "+tls", str(papers / "scanner.key"), str(papers / "scanner.pem"), "+cf",
+         str(papers / "ca.pem"), "-aet", "SCANNER", "-aec", "ORDERLY", "127.0.0.1", str(port),
+         str(tmp_path / "one.dcm")], check=True, timeout=60,
+    )  # fmt: skip
+    assert spool.oldest()[0] == 1
+
+
+def test_we_send_over_tls_to_storescp_of_dcmtk(papers: Path, tmp_path: Path, settings) -> None:
+    """As routing and C-MOVE do: our certificate is shown, theirs is checked against our authority."""
+    from pacs.services.move import _tls
+
+    settings.ORDERLY_TLS_CERTIFICATE, settings.ORDERLY_TLS_KEY = (
+        str(papers / "scanner.pem"),
+        str(papers / "scanner.key"),
+    )
+    settings.ORDERLY_TLS_CA = str(papers / "ca.pem")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        theirs = probe.getsockname()[1]
+    scp = subprocess.Popen(
+        [require_peer("storescp"), "+tls", str(papers / "server.key"), str(papers / "server.pem"), "+cf",
+         str(papers / "ca.pem"), "+B", "-od", str(tmp_path), str(theirs)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        origin, data = made(200_000)
+        there = sender.Destination("127.0.0.1", theirs, "STORESCP", "ORDERLY", _tls())
+        until = time.monotonic() + 60
+        while True:
+            try:
+                with sender.associate(there, [(CT, (EXPLICIT,))]) as assoc:
+                    assert assoc.store(origin, data) == 0
+                break
+            except Ended:
+                assert time.monotonic() < until and scp.poll() is None
+                time.sleep(0.1)
+    finally:
+        scp.terminate()
+        scp.wait()
+    (file,) = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert file.read_bytes().endswith(data)

@@ -1,7 +1,7 @@
 """Processes to be killed: `python -m tests.pacs.storage.nursery DATABASE DATA_DIR`.
 
-For each line of standard input, `receiver` or `indexer` and perhaps a crash point, it forks one that works until it
-is killed, and prints its process id and port (0: none). Forking a process that has everything imported makes
+For each line of standard input, `receiver`, `indexer` or `router` and perhaps a crash point, it forks one that works
+until it is killed, and prints its process id and port (0: none). Forking a process that has everything imported makes
 hundreds of deaths affordable; it has no database connection and no thread of its own to share.
 """
 
@@ -38,6 +38,14 @@ def index() -> None:
     indexing.main(Context("indexer"))
 
 
+def route() -> None:
+    """Send on what is due."""
+    from common.process import Context
+    from pacs import routing
+
+    routing.run(Context("router"))
+
+
 def main(database: str, data_dir: str) -> None:
     """Fork what is asked for, one line each, until standard input ends."""
     django.setup()
@@ -64,6 +72,8 @@ def main(database: str, data_dir: str) -> None:
             crashpoints._passes_left = int(passes or 1)
             if listener:
                 receive(listener)
+            elif what == "router":
+                route()
             else:
                 index()
             os._exit(0)

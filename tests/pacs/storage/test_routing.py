@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pacs.events import StudySettled
 from pacs.models import ApplicationEntity, Forwarding, Instance, Overlay, RoutingRule, Study
 from tests.pacs.dimse.test_retrieve import Receiver, index, receiving
 from tests.pacs.dimse.test_store import CT, EXPLICIT
+from tests.pacs.storage.test_kills import Nursery, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -169,6 +171,26 @@ def test_what_has_arrived_is_not_sent_again_after_a_refusal(spooled: Any) -> Non
         Forwarding.objects.update(next_attempt_at=now())
         assert drain() == 1
         assert set(receiver.got) == {"1.2.3.1.3"}
+
+
+def test_a_router_that_is_killed_midway_is_followed_by_one_that_sends_the_rest(
+    spooled: Any, data_dir: Path
+) -> None:
+    nursery = Nursery(data_dir)
+    try:
+        with receiving(EXPLICIT, classes=[CT]) as receiver:
+            rule()
+            sent = {f"1.2.3.1.{n}": spooled(SOPInstanceUID=f"1.2.3.1.{n}") for n in range(1, 9)}
+            settle()
+            pid, _ = nursery.start("router routing.sent:4")
+            wait_for(lambda: not Path(f"/proc/{pid}").exists())
+            nursery.children.discard(pid)
+            assert len(receiver.got) == 4 and Forwarding.objects.get().state == "waiting"
+            nursery.start("router")
+            wait_for(lambda: Forwarding.objects.get().state == "sent")
+            assert {uid: data for uid, (_, data) in receiver.got.items()} == sent
+    finally:
+        nursery.close()
 
 
 def test_after_many_attempts_a_study_is_parked_until_a_person_sends_it_again(spooled: Any) -> None:
