@@ -56,6 +56,7 @@ class Volume:
         self.name = name
         self.root = root or roots()[name]
         self._unsynced: list[int] = []  # open files
+        self._written: list[int] = []  # those of them that were written here, not linked
         self._folders: set[Path] = set()
 
     def path(self, relative: str) -> Path:
@@ -69,6 +70,7 @@ class Volume:
         path = self._prepared(relative)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
         self._unsynced.append(fd)
+        self._written.append(fd)
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
@@ -93,6 +95,10 @@ class Volume:
     def sync(self) -> None:
         """Make everything placed since the last call durable: files, then the folders that name them."""
         try:
+            for fd in self._written:
+                # Linux begins to write what it is told to drop. With all blocks given in one go, the first sync
+                # below commits the file system's journal for all of them.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             while self._unsynced:
                 fd = self._unsynced.pop()
                 try:
@@ -109,6 +115,7 @@ class Volume:
 
     def forget(self) -> None:
         """Close what was placed and not synced, after a failure."""
+        self._written.clear()
         while self._unsynced:
             os.close(self._unsynced.pop())
         self._folders.clear()

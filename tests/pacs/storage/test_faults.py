@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from tests.pacs.storage.conftest import CT, EXPLICIT, data_set, encoded
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-SMALL_POINTS = ("spool.before_append", "spool.appended")
+SMALL_POINTS = ("spool.before_append", "spool.appended", "spool.synced")
+MEDIUM_POINTS = (*SMALL_POINTS, "spool.half_appended")
+FIRST_POINTS = ("spool.segment_named", "spool.segment_begun")
 LARGE_POINTS = ("spool.before_rename", "spool.renamed", "spool.file_synced", "spool.folder_synced")
 
 
@@ -40,6 +43,7 @@ class Receiver:
             **os.environ,
             "ORDERLY_DATA_DIR": str(data_dir),
             "ORDERLY_CRASHPOINT": crashpoint,
+            "ORDERLY_HEADLESS": "1",
             "DJANGO_SETTINGS_MODULE": "config.settings",
             "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",  # receiving needs no database
         }
@@ -107,7 +111,11 @@ def check_all_there(data_dir: Path, succeeded: dict[str, bytes], sent: set[str])
 
 @pytest.mark.parametrize(
     ("pixels", "point"),
-    [*((100, point) for point in SMALL_POINTS), *((200_000, point) for point in LARGE_POINTS)],
+    [
+        *((100, point) for point in SMALL_POINTS),
+        *((400_000, point) for point in MEDIUM_POINTS),
+        *((1_500_000, point) for point in LARGE_POINTS),
+    ],
 )
 def test_a_receiver_killed_on_the_way_in_loses_nothing_it_answered_for(
     receiver: Callable[..., Receiver], data_dir: Path, pixels: int, point: str
@@ -120,6 +128,31 @@ def test_a_receiver_killed_on_the_way_in_loses_nothing_it_answered_for(
     check_all_there(data_dir, succeeded, {uid for uid, _ in objects(pixels)})
 
 
+@pytest.mark.parametrize("point", FIRST_POINTS)
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_receiver_killed_as_it_begins_a_segment_leaves_nothing(
+    receiver: Callable[..., Receiver], data_dir: Path, point: str, spare: bool
+) -> None:
+    if spare:  # full of records that were indexed, and deleted since
+        one = receiver()
+        before: dict[str, bytes] = {}
+        send_until_it_dies(one, objects(400_000, "1.2.4.1"), before)
+        one.kill()
+        (data_dir / "spool" / "spare").mkdir()
+        shutil.copy(next((data_dir / "spool").glob("*/*.seg")), data_dir / "spool" / "spare" / "0123.seg")
+        check_all_there(data_dir, before, set(before))
+        Instance.objects.all().delete()
+        for path in (data_dir / "volume").rglob("*.dcm"):
+            path.unlink()
+    one = receiver(point)
+    succeeded: dict[str, bytes] = {}
+    send_until_it_dies(one, objects(100), succeeded)
+    assert one.child.wait(20) == -signal.SIGKILL
+    assert not succeeded
+    assert not list((data_dir / "spool").glob("spare/*"))
+    check_all_there(data_dir, {}, set())
+
+
 def test_receivers_killed_at_random_under_load_lose_nothing_they_answered_for(
     receiver: Callable[..., Receiver], data_dir: Path
 ) -> None:
@@ -130,7 +163,7 @@ def test_receivers_killed_at_random_under_load_lose_nothing_they_answered_for(
         one = receiver()
         threads = []
         for number in range(3):
-            made = list(objects((100, 70_000, 400_000)[number], f"1.2.{kill}.{number}", 60))
+            made = list(objects((100, 400_000, 1_500_000)[number], f"1.2.{kill}.{number}", 60))
             sent |= {uid for uid, _ in made}
             thread = threading.Thread(target=send_until_it_dies, args=(one, iter(made), succeeded))
             threads.append(thread)
@@ -154,12 +187,17 @@ def test_a_full_disk_refuses_leaves_nothing_and_is_over_when_it_is_over(
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    for pixels, function in ((200_000, "writev"), (100, "pwritev")):
+    for pixels, function in (
+        (1_200_000, "writev"),
+        (5_000_000, "writev"),
+        (100, "pwritev"),
+        (400_000, "pwritev"),
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(f"pacs.storage.spool.os.{function}", full)
             with pytest.raises(spool.SpoolFull):
                 spooled(pixels=pixels, SOPInstanceUID="1.2.3.1.9")
-    spooled(pixels=200_000, SOPInstanceUID="1.2.3.1.2")
+    spooled(pixels=1_200_000, SOPInstanceUID="1.2.3.1.2")
     spooled(SOPInstanceUID="1.2.3.1.3")
     while indexing.index_once():
         pass
@@ -171,20 +209,20 @@ def test_a_full_disk_refuses_leaves_nothing_and_is_over_when_it_is_over(
     assert not spool.broken()
 
 
-def test_a_record_half_written_when_the_disk_was_full_is_cut_off_again(
+def test_a_record_half_written_when_the_disk_was_full_is_written_over(
     spooled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spooled()
     real = os.pwritev
 
     def short(fd: int, buffers: Any, offset: int) -> int:
-        return real(fd, [b"".join(buffers)[:100]], offset)
+        return real(fd, [b"".join(buffers)[:1000]], offset)
 
     with monkeypatch.context() as patched:
         patched.setattr("pacs.storage.spool.os.pwritev", short)
         patched.setattr("pacs.storage.spool.os.pwrite", lambda *_: 0)
         with pytest.raises(spool.SpoolFull):
-            spooled(SOPInstanceUID="1.2.3.1.9")
+            spooled(SOPInstanceUID="1.2.3.1.9", pixels=20_000)
     spooled(SOPInstanceUID="1.2.3.1.2")
     while indexing.index_once():
         pass

@@ -220,8 +220,8 @@ def test_a_dead_receivers_folder_is_emptied_and_removed(
     spooled(SOPInstanceUID="1.2.3.1.2", pixels=300_000)
     folder = spool.mine().folder
     (folder / "00000099.part").write_bytes(b"half an object")
-    with (folder / "00000001.seg").open("ab") as segment:
-        segment.write(b"ORD1 and no more")
+    with next(folder.glob("*.seg")).open("ab") as segment:
+        segment.write(b"ORD2 and no more")
     spool.mine().close()
     monkeypatch.setattr(spool, "_mine", None)
     index_all()
@@ -242,13 +242,92 @@ def test_what_the_disk_has_damaged_is_set_aside_not_indexed(
     folder = spool.mine().folder
     spool.mine().close()
     monkeypatch.setattr(spool, "_mine", None)
-    for path in (*folder.glob("*.obj"), *folder.glob("*.seg")):
+    for path in folder.glob("*.seg"):
         raw = bytearray(path.read_bytes())
-        raw[500] ^= 1
+        raw[600] ^= 1
         path.write_bytes(raw)
     index_all()
-    assert list(Instance.objects.values_list("sop_instance_uid", flat=True)) == ["1.2.3.1.3"]
-    assert SetAside.objects.filter(detail__contains="damaged").count() == 2
+    assert set(Instance.objects.values_list("sop_instance_uid", flat=True)) == {"1.2.3.1.2", "1.2.3.1.3"}
+    assert SetAside.objects.filter(detail__contains="damaged").count() == 1
+
+
+def test_a_large_object_that_the_disk_has_damaged_is_set_aside(
+    spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled(pixels=1_500_000)
+    folder = spool.mine().folder
+    spool.mine().close()
+    monkeypatch.setattr(spool, "_mine", None)
+    (path,) = folder.glob("*.obj")
+    raw = bytearray(path.read_bytes())
+    raw[600] ^= 1
+    path.write_bytes(raw)
+    index_all()
+    assert not Instance.objects.exists()
+    assert SetAside.objects.filter(detail__contains="damaged").count() == 1
+
+
+def test_records_behind_a_damaged_header_are_indexed_and_the_damage_is_kept_and_told(
+    spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 4):
+        spooled(SOPInstanceUID=f"1.2.3.1.{number}", pixels=20_000)
+    folder = spool.mine().folder
+    spool.mine().close()
+    monkeypatch.setattr(spool, "_mine", None)
+    (path,) = folder.glob("*.seg")
+    _, second, third = spool.entries(folder, True)
+    assert isinstance(second, spool.Entry) and isinstance(third, spool.Entry)
+    raw = bytearray(path.read_bytes())
+    raw[second.start - 5] ^= 1  # within the header before it
+    path.write_bytes(raw)
+    index_all()
+    assert set(Instance.objects.values_list("sop_instance_uid", flat=True)) == {"1.2.3.1.1", "1.2.3.1.3"}
+    kept = SetAside.objects.get(detail__contains="damaged spool segment")
+    with open_file(kept) as file:
+        assert second.sha256 and encoded(data_set(20_000, SOPInstanceUID="1.2.3.1.2")) in file.read()
+    assert Alert.objects.filter(key__startswith="spool:").exists()
+    assert spool.oldest()[0] == 0
+
+
+def test_a_segment_that_is_read_is_written_over_and_what_it_held_never_comes_back(
+    spooled: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "SEGMENT_BYTES", 40 * spool.PAGE)
+    monkeypatch.setattr(spool, "BUFFER", 8 * spool.PAGE)
+    sent = {}
+    for number in range(1, 61):
+        uid = f"1.2.3.1.{number}"
+        sent[uid] = spooled(SOPInstanceUID=uid, pixels=number * 400, InstanceNumber=number)
+        if number % 7 == 0:
+            index_all()
+    index_all()
+    spares = list((data_dir / "spool" / "spare").iterdir())
+    assert spares and all(path.stat().st_size <= 40 * spool.PAGE for path in spares)
+    segments = len(list(spool.mine().folder.glob("*.seg"))) + len(spares)
+    assert segments < 60 * 12_000 / (40 * spool.PAGE)  # fewer files than it would take without
+    rows = {row.sop_instance_uid: row for row in Instance.objects.all()}
+    assert {uid: bytes_of(row)[row.data_set_offset :] for uid, row in rows.items()} == sent
+    # Deleted since: a segment that is begun again must not bring them back, nor when its receiver dies at once.
+    Instance.objects.all().delete()
+    spooled(SOPInstanceUID="1.2.3.1.99")
+    spool.mine().close()
+    monkeypatch.setattr(spool, "_mine", None)
+    index_all()
+    assert list(Instance.objects.values_list("sop_instance_uid", flat=True)) == ["1.2.3.1.99"]
+    assert not SetAside.objects.exists()
+
+
+def test_spare_segments_are_as_many_as_they_may_be(
+    spooled: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "SEGMENT_BYTES", 4 * spool.PAGE)
+    monkeypatch.setattr(spool, "SPARES", 3)
+    for number in range(1, 31):
+        spooled(SOPInstanceUID=f"1.2.3.1.{number}", pixels=4000)
+    index_all()
+    assert Instance.objects.count() == 30
+    assert len(list((data_dir / "spool" / "spare").iterdir())) == 3
 
 
 def test_an_object_set_aside_can_be_tried_again(spooled: Any, data_dir: Path) -> None:
@@ -264,6 +343,27 @@ def test_an_object_set_aside_can_be_tried_again(spooled: Any, data_dir: Path) ->
     assert bytes_of(instance)[instance.data_set_offset :] == data
     assert SetAside.objects.get().state == "solved"
     assert files(data_dir, "aside") == []
+
+
+def test_a_batch_waits_for_company_while_objects_come_but_not_for_long(
+    spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not indexing._more_are_coming()
+    spooled()
+    written = spool.waiting().newest
+    assert written is not None
+    for passed, waits in ((0.0, True), (0.1, True), (1.0, False), (-3600.0, False)):
+        monkeypatch.setattr("pacs.indexing.time.time", lambda passed=passed: written + passed)
+        assert indexing._more_are_coming() is waits
+    # Another one comes all the time: the first has waited long enough.
+    monkeypatch.setattr("pacs.indexing.time.time", lambda: written)
+    for found, waits in (
+        (spool.Waiting(2, written - 1, written, 2), True),
+        (spool.Waiting(2, written - indexing.PATIENCE_SECONDS, written, 2), False),
+        (spool.Waiting(2, written - 1, written, indexing.COMPANY), False),
+    ):
+        monkeypatch.setattr("pacs.indexing.spool.waiting", lambda found=found, **_: found)
+        assert indexing._more_are_coming() is waits
 
 
 # -- settling
