@@ -6,7 +6,7 @@ import contextlib
 import mmap
 import socket
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,12 @@ class RequestedAssociation(Association):
         data: stream.Payload | None = None,
         *,
         seconds: float = RESPONSE_SECONDS,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Command:
         """Send a request and return its (only) response; a data set in it is dropped.
 
-        `command` lacks Message ID and data set type, which are set here. Raises an Ended.
+        `command` lacks Message ID and data set type, which are set here. `meanwhile` is called once all is sent,
+        while the peer is at work. Raises an Ended.
         """
         self._last_message_id = message_id = self._last_message_id % 0xFFFF + 1
         request = {
@@ -136,6 +138,7 @@ class RequestedAssociation(Association):
             "CommandDataSetType": NO_DATA_SET if data is None else 1,
         }
         self.send(context, request, data)
+        meanwhile()
         message = self.next_message(seconds)
         for _ in self.fragments():
             pass
@@ -158,15 +161,17 @@ class RequestedAssociation(Association):
         *,
         originator: tuple[str, int] | None = None,
         context: Context | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> int:
         """C-STORE of an encoded data set; gives its status. `originator`: AE title and message id of a C-MOVE.
 
-        Raises AssociationRefused when no context was accepted for its class and transfer syntax.
+        `meanwhile` is called while the peer stores. Raises AssociationRefused when no context was accepted for its
+        class and transfer syntax.
         """
         context = context or self.context_for(origin.sop_class_uid, origin.transfer_syntax_uid)
         if context is None:
             raise AssociationRefused("the peer does not take this SOP class in this transfer syntax")
-        return self.exchange(context, store_command(origin, originator), data).status
+        return self.exchange(context, store_command(origin, originator), data, meanwhile=meanwhile).status
 
     def store_file(self, path: Path, *, originator: tuple[str, int] | None = None) -> int:
         """C-STORE of a Part 10 file, its data set as it lies there; gives the status."""

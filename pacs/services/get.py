@@ -21,7 +21,7 @@ def get(request: Request) -> Iterator[Outcome]:
     found = retrieve.select(request)
     retrieve.record(request, found, request.assoc.calling_ae)
 
-    def send(one: Stored) -> int:
+    def send(one: Stored, following: Stored | None) -> int:
         context = _context_for(request, one)
         with one.data_set(context.transfer_syntax) as pieces:
             command = store_command(one.origin)

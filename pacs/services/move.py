@@ -80,17 +80,24 @@ class Transfer:
         self._groups = groups(origins)
         self._assocs: dict[int, RequestedAssociation] = {}
         self._failures = 0
+        self._ahead = retrieve.Ahead()
 
-    def send(self, one: Stored) -> int:
-        """C-STORE one object; gives its status. Raises Unsendable."""
+    def send(self, one: Stored, following: Stored | None = None) -> int:
+        """C-STORE one object; gives its status. The one that follows is opened meanwhile. Raises Unsendable."""
         pair = (one.origin.sop_class_uid, one.origin.transfer_syntax_uid)
         number = next(at for at, group in enumerate(self._groups) if pair in group)
         while self._failures < 2:
             try:
                 assoc = self._assocs.get(number) or self._associate(number)
                 context = _context_for(assoc, one)
-                with one.data_set(context.transfer_syntax) as pieces:
-                    code = assoc.store(one.origin, pieces, originator=self._originator, context=context)
+                with self._ahead.data_set(one, context.transfer_syntax) as pieces:
+                    code = assoc.store(
+                        one.origin,
+                        pieces,
+                        originator=self._originator,
+                        context=context,
+                        meanwhile=lambda: self._ahead.open(following),
+                    )
                 self._failures = 0
                 return code
             except AssociationRefused:
@@ -113,6 +120,7 @@ class Transfer:
 
     def end(self) -> None:
         """Release what is open."""
+        self._ahead.close()
         for assoc in self._assocs.values():
             assoc.release()
         self._assocs.clear()

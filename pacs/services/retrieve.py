@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -90,6 +91,42 @@ class Stored:
             return [datasets.encode(ds, transfer_syntax)]
         _, offset = read_prefix(raw[:MAX_META_BYTES])
         return _with_overlay(memoryview(raw), offset, transfer_syntax, self.overlay)
+
+
+class Ahead:
+    """The data set that goes next, opened while the receiver still stores the one before."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._one: Stored | None = None
+        self._pieces: list[Any] = []
+
+    def open(self, one: Stored | None) -> None:
+        """Open the data set of `one`, as it lies. What fails here is told when its turn comes."""
+        self.close()
+        if one is None:
+            return
+        try:
+            self._pieces = self._stack.enter_context(one.data_set(one.origin.transfer_syntax_uid))
+            self._one = one
+        except (Unsendable, OSError, ValueError):
+            pass
+
+    @contextlib.contextmanager
+    def data_set(self, one: Stored, transfer_syntax: str) -> Iterator[list[Any]]:
+        """As `Stored.data_set`, at once if it is open."""
+        if self._one is one and transfer_syntax == one.origin.transfer_syntax_uid:
+            pieces, self._pieces, self._one = self._pieces, [], None
+            with self._stack.pop_all():
+                yield pieces
+            return
+        with one.data_set(transfer_syntax) as pieces:
+            yield pieces
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._pieces, self._one = [], None
+        self._stack.close()
 
 
 def _with_overlay(
@@ -220,17 +257,18 @@ class Count:
         return elements
 
 
-Send = Callable[[Stored], int]
+#: Sends one and is told what follows; gives the status.
+Send = Callable[[Stored, Stored | None], int]
 
 
 def run(request: Request, found: list[Stored], send: Send) -> Iterator[Outcome]:
     """Send one after the other with `send`, counting; it raises Unsendable or OSError for a single failure."""
     count = Count(len(found))
-    for one in found:
+    for one, following in itertools.zip_longest(found, found[1:]):
         if request.cancelled:
             break
         try:
-            code = send(one)
+            code = send(one, following)
         except (Unsendable, OSError):
             code = status.PROCESSING_FAILURE
         count.note(one.origin.sop_instance_uid, code)
