@@ -4,6 +4,8 @@ Made for measuring: the values are spread as a hospital's are (few codes, many n
 is about as long as a real one, and a few of them wait, are refused or are parked.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +35,7 @@ SELECT who, md5('stock' || who)::uuid AS id, '4' || lpad(who::text, 6, '0') AS n
     || (ARRAY['RA','ON','NA','TH','NAS','LA','RIA','BINE','BIAS','NA','LY','NN'])[1 + who / 12 %% 12] AS given,
     to_char(date '1925-01-01' + who * 37 %% 36500, 'YYYYMMDD') AS birth,
     CASE WHEN who %% 2 = 0 THEN 'F' ELSE 'M' END AS sex,
-    (ARRAY['Galway','Cork','Sligo','Ennis','Tralee','Athlone','Tuam','Clifden','Westport','Bantry'])[1 + who %% 10]
+    (ARRAY['Galway','Cork','Sligo','Ennis','Tralee','Athlone','Tuam','Clifden','Westport','Bantry'])[1 + who / 10 %% 10]
         AS town
 FROM generate_series(0, %(people)s - 1) who
 """
@@ -182,14 +184,12 @@ def fill(count: int) -> Stock:
         cursor.execute("SET maintenance_work_mem = '512MB'")
         cursor.execute("SET work_mem = '128MB'")
         cursor.execute("SET synchronous_commit = off")
-        indexes = _without_indexes(cursor)
         made = (_PERSON, _PATIENTS, _IDENTIFIERS, _MADE, _MESSAGES, _WORDS, _CHANGES, _ACCESSES, _OUTBOX)
-        for statement in made:
-            cursor.execute(statement, given)
-        cursor.execute(_ATTEMPTS)
-        cursor.execute("SELECT setval('integration_message_id_seq', %s)", [newest + count])
-        for definition in indexes:
-            cursor.execute(definition)
+        with _without_indexes(cursor):
+            for statement in made:
+                cursor.execute(statement, given)
+            cursor.execute(_ATTEMPTS)
+            cursor.execute("SELECT setval('integration_message_id_seq', %s)", [newest + count])
         cursor.execute("DROP TABLE stock_person, stock_made")
         for name in _TABLES:
             cursor.execute(f"VACUUM ANALYZE {name}")
@@ -198,14 +198,19 @@ def fill(count: int) -> Stock:
     return Stock(count, newest + 1, newest + count)
 
 
-def _without_indexes(cursor: object) -> list[str]:
-    """Drop the tables' indexes that no constraint needs; returns the statements that make them again."""
-    cursor.execute(  # type: ignore[attr-defined]
+@contextmanager
+def _without_indexes(cursor: Any) -> Iterator[None]:
+    """Take away the tables' indexes that no constraint needs, and build them anew at the end."""
+    cursor.execute(
         "SELECT i.indexname, i.indexdef FROM pg_indexes i WHERE i.schemaname = current_schema() "
         "AND i.tablename = ANY(%s) AND NOT EXISTS (SELECT 1 FROM pg_constraint c WHERE c.conname = i.indexname)",
         [list(_TABLES)],
     )
-    found = cursor.fetchall()  # type: ignore[attr-defined]
+    found = cursor.fetchall()
     for name, _ in found:
-        cursor.execute(f'DROP INDEX "{name}"')  # type: ignore[attr-defined]
-    return [definition for _, definition in found]
+        cursor.execute(f'DROP INDEX "{name}"')
+    try:
+        yield
+    finally:
+        for _, definition in found:
+            cursor.execute(definition)

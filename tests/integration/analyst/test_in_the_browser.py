@@ -267,7 +267,6 @@ def test_the_analysts_pages_fit_a_tablet_and_the_dark(page: Any, log_in: LogIn, 
         page.emulate_media(color_scheme=scheme)
         for name, url in pages.items():
             page.goto(url)
-            page.wait_for_load_state("networkidle")
             wider = page.evaluate(
                 "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             )
