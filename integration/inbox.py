@@ -35,6 +35,7 @@ from integration.hl7v2.reading import header_of, parse
 from integration.hl7v2.scope import Head, Scope
 from integration.hl7v2.timestamps import format_time
 from integration.models import Message, MessageIdentity
+from integration.order_state import states_of
 from integration.sources import Profile
 from ris.commands import (
     Applied,
@@ -42,6 +43,8 @@ from ris.commands import (
     ChangeIdentifier,
     FileReport,
     MergePatients,
+    MoveIdentifiers,
+    MoveVisits,
     OrderAction,
     OrderGroup,
     OrderKeys,
@@ -51,7 +54,7 @@ from ris.commands import (
 from ris.context import Context
 from ris.errors import Refusal
 from ris.models import ImagingServiceRequest
-from ris.services import authorities, lanes, orders, outside_reports, patients
+from ris.services import authorities, lanes, merging, orders, outside_reports, patients
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ _TRIES = 3
 _WAIT_MS = 10_000  # the longest wait for a lane, or for a twin at work
 _RETRY_SQLSTATES = frozenset({"40P01", "40001", "23505"})  # deadlock, serialization, somebody was first
 _LOCKED_SQLSTATES = frozenset({"55P03"})  # lock_timeout
+_KEPT_OF_TOO_LONG = 4096
 _STRANGERS_A_MINUTE = 60  # rows that one address may leave by faults and from unknown senders
 
 
@@ -85,6 +89,8 @@ class Reply:
     code: str = ""
     message_id: int | None = None
     duplicate: bool = False
+    profile: Profile | None = None
+    """Of the source that sent it: its bounds hold for the connection."""
 
 
 @dataclass(slots=True)
@@ -108,6 +114,8 @@ class _Incoming:
     warnings: list[str] = field(default_factory=list)
     numbers: dict[str, str] = field(default_factory=dict)
     """Placer numbers that we assigned, by filler number."""
+    states: dict[str, str] = field(default_factory=dict)
+    """ORC-5 by order number, where the message asks (SS)."""
 
 
 def receive(raw: bytes, peer: Peer, notes: Sequence[str] = ()) -> Reply:
@@ -148,7 +156,9 @@ def _receive_one(raw: bytes, peer: Peer, notes: Sequence[str]) -> Reply:
     incoming.digest = hashlib.sha256(raw).hexdigest()
     for attempt in range(1, _TRIES + 1):
         try:
-            return _received(incoming)
+            reply = _received(incoming)
+            reply.profile = incoming.profile
+            return reply
         except Exception as error:  # also a fault of ours: the message must stand on the list all the same
             if not _may_help_to_try_again(error) or attempt == _TRIES:
                 return _failed(incoming, error)
@@ -196,6 +206,9 @@ def _read(incoming: _Incoming) -> None:
         problem = Problem(Code.TABLE_VALUE, "No source is configured for this sender.", Location("MSH", 1, 3))
         raise _Rejected(problem)
     incoming.profile = profile = found[1]
+    if 0 < profile["max_kb"] * 1024 < len(incoming.raw):
+        length, incoming.raw = len(incoming.raw), incoming.raw[:_KEPT_OF_TOO_LONG]
+        raise _Rejected(Problem(Code.INTERNAL, f"The message is too long for this source: {length} bytes."))
     incoming.parsed = message = parse(incoming.raw, profile["charset"], profile["force_charset"], opened)
     incoming.control_id = _clipped(message.control_id, 199)
     if not incoming.raw.isascii():
@@ -294,6 +307,9 @@ def _apply_once(incoming: _Incoming) -> Reply:
     else:
         _apply_now(incoming, incoming.head, unit, row, known() if known else None)
         _assign_numbers(incoming, unit)
+        if answers.asks_state(incoming.parsed):
+            unit.flush()
+            incoming.states = states_of(row.request_ids)
     row.warnings = [*incoming.warnings, *incoming.head.warnings, *row.warnings]
     reply = _reply(incoming, AckCode.AA, (), row.pk)
     row.ack_code, row.ack = reply.code, reply.ack
@@ -338,9 +354,13 @@ def _store_for_later(head: Head, row: Message) -> None:
 
 
 def _again(incoming: _Incoming, identity: MessageIdentity) -> Reply:
-    """The same message again after it was accepted: the same acknowledgement, and nothing else."""
-    ack = bytes(identity.ack)
-    return Reply(ack, b"", "", identity.message_id, duplicate=True)
+    """The same message again after it was accepted: the same acknowledgement, and nothing else.
+
+    In enhanced mode the application's acknowledgement follows again: the first one may have been lost on its way.
+    """
+    _, later = acks.replies(incoming.asked, AckCode.AA)
+    again = _answer(incoming, later, ()) if later else b""
+    return Reply(bytes(identity.ack), again, "", identity.message_id, duplicate=True)
 
 
 def _row(incoming: _Incoming, identity: MessageIdentity, new: bool) -> Message:
@@ -374,8 +394,10 @@ def _row(incoming: _Incoming, identity: MessageIdentity, new: bool) -> Message:
 # Command → its service; those that come in numbers let what they must know be asked for beforehand.
 _SERVICES: dict[type, Callable[..., Applied]] = {
     RegisterPatient: patients.register,
-    MergePatients: patients.merge,
-    ChangeIdentifier: patients.change_identifier,
+    MergePatients: merging.merge,
+    ChangeIdentifier: merging.change_identifier,
+    MoveIdentifiers: merging.move_identifiers,
+    MoveVisits: merging.move_visits,
     ApplyOrders: orders.apply,
     FileReport: outside_reports.file,
 }
@@ -422,6 +444,10 @@ def _identifier_values(command: translate.Command) -> list[str]:
         return [i.value for i in (*command.survivor.identifiers, *command.prior)]
     if isinstance(command, ChangeIdentifier):
         return [i.value for i in (*command.patient.identifiers, command.prior)]
+    if isinstance(command, MoveIdentifiers):
+        return [i.value for i in (*command.patient.identifiers, *command.moved, *command.prior)]
+    if isinstance(command, MoveVisits):
+        return [i.value for i in (*command.patient.identifiers, *command.prior)]
     if isinstance(command, FileReport):
         return [i.value for i in command.patient.identifiers]
     return [i.value for i in command.patient.identifiers] or [g.keys.placer.value for g in command.groups]
@@ -443,10 +469,11 @@ def _answer(incoming: _Incoming, code: AckCode, problems: Sequence[Problem]) -> 
     """An acknowledgement, or the fuller answer to an order where the source wants one."""
     at = incoming.received_at.astimezone(site_zone())
     message, profile = incoming.parsed, incoming.profile
-    kind = answers.kind_of(message) if message and profile and profile["order_answers"] == "full" else None
+    full = profile is not None and profile["order_answers"] == "full"
+    kind = answers.kind_of(message) if message and (full or answers.asks_state(message)) else None
     if message is None or kind is None or code.value[0] == "C":
         return acks.build(incoming.asked, code, problems, at=at)
-    groups = answers.groups(message, code.positive, incoming.numbers)
+    groups = answers.groups(message, code.positive, incoming.numbers, incoming.states)
     return acks.build(incoming.asked, code, problems, at=at, kind=kind, groups=groups)
 
 

@@ -311,9 +311,10 @@ def on_patient_changed(event: PatientChanged, unit: Unit) -> None:
 def on_patients_merged(event: PatientsMerged, unit: Unit) -> None:
     """ADT of a merge; both patients, and everything that changed its owner, to the FHIR servers that know them.
 
-    HL7 has no message for a merge undone: the change of the retired patient that follows registers it again.
+    HL7 has no message for a merge undone: the change of the retired patient that follows registers it again. A
+    move is told by the changes of both patients.
     """
-    if not event.undone:
+    if not event.undone and not event.moves:
         _tell_merge(event, unit)
     if not _listens("fhir"):
         return

@@ -151,6 +151,9 @@ POLICIES: dict[str, Policy] = {
     "ignored_identifier_types": Policy(["AN", "VN"], list, "CX-5 of identifiers that are no person's"),
     "arrived_events": Policy(["A10"], list, "ADT events that say that the patient is here"),
     "certificate_sha256": Policy("", str, "the fingerprint of the only TLS certificate it may show"),
+    "max_kb": Policy(0, int, "the longest message in kB; a longer one gets AR 207; 0: the listener's own bound"),
+    "per_minute": Policy(0, int, "most messages a minute, over all its connections; what is more waits; 0: any"),
+    "idle_seconds": Policy(0, int, "a connection silent for so long is closed; 0: the listener's own bound"),
     "order_answers": Policy("ack", ("ack", "full"), "answer orders by an ACK, or by ORR, ORG, ORI"),
     "control_table": Policy({}, dict, "local ORC-1 → one of table 0119"),
     "status_table": Policy({}, dict, "local ORC-5 → one of table 0038"),
@@ -227,8 +230,10 @@ def _policy(key: str, value: Any, policy: Policy) -> Any:
     allowed = policy.allowed
     if isinstance(allowed, type):
         if not isinstance(value, allowed):
-            words = {"str": "a text", "list": "a list", "dict": "a table"}
+            words = {"str": "a text", "list": "a list", "dict": "a table", "int": "a whole number"}
             raise ProfileError(key, f"must be {words[allowed.__name__]}")
+        if isinstance(value, int) and (isinstance(value, bool) or value < 0):
+            raise ProfileError(key, "must be a whole number, 0 or more")
     elif value not in allowed:
         raise ProfileError(key, f"must be one of {', '.join(allowed)}")
     return value

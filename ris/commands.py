@@ -75,6 +75,40 @@ class ChangeIdentifier:
     prior: Identifier
 
 
+@dataclass(frozen=True, slots=True)
+class VisitKey:
+    """A visit by its number (PV1-19, MRG-5) and who gave it."""
+
+    admission_id: str
+    issuer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveIdentifiers:
+    """Identifiers, and what came in under them, go to the patient whom the others of the command name (A43)."""
+
+    patient: RegisterPatient
+    moved: tuple[Identifier, ...] = ()
+    """Empty: those of the command that the patient of `prior` has, else all of `prior`."""
+    prior: tuple[Identifier, ...] = ()
+    """Other identifiers of the patient who had them."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveVisits:
+    """Visits with their orders go to the patient (A44, A45), or to another number or account (A41, A42, A49, A50)."""
+
+    patient: RegisterPatient
+    prior: tuple[Identifier, ...] = ()
+    """The patient who had them; empty: the same."""
+    visits: tuple[tuple[VisitKey, VisitKey], ...] = ()
+    """What they were called, and are called from now on."""
+    prior_account: str = ""
+    """Every visit of this account."""
+    account: str = ""
+    """The account they are on from now on."""
+
+
 class OrderAction(Enum):
     """What an order group asks (from ORC-1; a source's table may map local codes)."""
 
@@ -90,6 +124,8 @@ class OrderAction(Enum):
     REPLACEMENT = "replacement"
     NUMBER_ASSIGNED = "number assigned"
     """The other side tells us its order number (NA)."""
+    QUESTION = "question"
+    """What is the order's state (SS)? Nothing changes, but the order must be known."""
     NOTE = "note"
     """Nothing to change (PA, CH, RE, SR): keys and links are kept."""
 
@@ -152,6 +188,16 @@ class ApplyOrders:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A document that comes with a report: its bytes, and what the sender calls it."""
+
+    content: bytes
+    title: str = ""
+    media_type: str = ""
+    """As the sender says; its first bytes decide."""
+
+
+@dataclass(frozen=True, slots=True)
 class FileReport:
     """A report that an outside system wrote: it becomes a version of the report of its procedure."""
 
@@ -163,6 +209,7 @@ class FileReport:
     impression: str = ""
     addendum: str = ""
     """With ADDENDED: what is added to the text that is known."""
+    documents: tuple[Document, ...] = ()
     signer_name: str = ""
     signer_id: str = ""
     reported_at: datetime | None = None

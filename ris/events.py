@@ -36,12 +36,16 @@ class PatientChanged:
 
 @dataclass(frozen=True)
 class PatientsMerged:
-    """`retired` has gone into `survivor`; `moved` says what changed owner (model name → row ids)."""
+    """`retired` has gone into `survivor`; `moved` says what changed owner (model name → row ids).
+
+    With `moves` only some of it went over, and `retired` lives on.
+    """
 
     survivor: Patient
     retired: Patient
     moved: dict[str, list[str]]
     undone: bool = False
+    moves: bool = False
 
 
 @dataclass(frozen=True)

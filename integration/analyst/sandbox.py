@@ -40,6 +40,7 @@ from ris.models import (
     ScheduledProcedureStep,
     Visit,
 )
+from ris.services.patients import EMPTIED, ORDERED_FOR
 
 # What a site has set up stays visible; everything else of these rooms is replaced.
 _ROOMS = ("ris", "worklist")
@@ -345,6 +346,10 @@ _UNSAID = frozenset(
 )
 
 
+# What we note of a row among its details: nothing that a message says.
+_NOTES = frozenset({"made", ORDERED_FOR, EMPTIED})
+
+
 def _plain(row: Row) -> dict[str, Any]:
     """A row's attributes as plain values, without ids of rows, ages, and what we made up ourselves."""
     values: dict[str, Any] = {}
@@ -355,7 +360,7 @@ def _plain(row: Row) -> dict[str, Any]:
             continue
         value = getattr(row, name)
         if name == "details":
-            values.update({k: v for k, v in value.items() if k != "made"})
+            values.update({k: v for k, v in value.items() if k not in _NOTES})
         elif name in made:
             values[name] = "(made here)"
         else:

@@ -24,13 +24,15 @@ def kind_of(message: Message) -> tuple[str, ...] | None:
 
 
 def groups(
-    message: Message, accepted: bool, numbers: Mapping[str, str]
+    message: Message, accepted: bool, numbers: Mapping[str, str], states: Mapping[str, str]
 ) -> list[tuple[str, dict[int, Field]]]:
     """An ORC for each of the message's: the answering control of table 0119, and the numbers echoed.
 
-    `numbers` are placer numbers that we assigned, by filler number (ORC-1 SN is answered by NA).
+    `numbers` are placer numbers that we assigned, by filler number (ORC-1 SN is answered by NA); `states` are ORC-5
+    by order number (SS is answered by SR with it).
     """
     answers: list[tuple[str, dict[int, Field]]] = []
+    answer: dict[int, Field]
     for orc in message.all("ORC"):
         control = orc.value(1).strip().upper()
         yes, no = tables.CONTROL_ANSWERS.get(control, ("OK", "UA"))
@@ -38,8 +40,16 @@ def groups(
         placer: Field = Encoded(harmless(orc.field(2)))
         if accepted and control == "SN" and assigned and not orc.has(2):
             placer = assigned
-        answers.append(("ORC", {1: yes if accepted else no, 2: placer, 3: Encoded(harmless(orc.field(3)))}))
+        answer = {1: yes if accepted else no, 2: placer, 3: Encoded(harmless(orc.field(3)))}
+        if accepted and control == "SS":
+            answer[5] = states.get(orc.value(2).strip()) or states.get(orc.value(3).strip()) or ""
+        answers.append(("ORC", answer))
     return answers
+
+
+def asks_state(message: Message) -> bool:
+    """Whether an order message asks for the state of an order (ORC-1 SS); it is answered in full in any case."""
+    return any(orc.value(1).strip().upper() == "SS" for orc in message.all("ORC"))
 
 
 def wanting_numbers(message: Message) -> list[tuple[str, str]]:

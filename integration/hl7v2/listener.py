@@ -29,8 +29,12 @@ from common.process import Context
 from integration import inbox
 from integration.hl7v2.framing import Decoder, Fault, FaultKind, Frame, encode
 from integration.inbox import Peer, Reply
+from integration.sources import Profile
 
 logger = logging.getLogger(__name__)
+
+# Senders give up waiting for an answer after half a minute or so.
+_LONGEST_PAUSE_SECONDS = 20.0
 
 
 def _number(name: str, default: float) -> float:
@@ -78,6 +82,7 @@ class Listener:
         self.addresses: Counter[str] = Counter()
         self.workers = Workers(self.limits.threads)
         self.closing = False
+        self._paced: dict[int, float] = {}
         self._servers: list[asyncio.AbstractServer] = []
         self._watch: asyncio.Task[None] | None = None
 
@@ -91,6 +96,16 @@ class Listener:
                     await loop.create_server(lambda: Connection(self), sock=door, ssl=context, backlog=1024)
                 )
         self._watch = loop.create_task(self._watch_clocks())
+
+    def pause_of(self, profile: Profile | None) -> float:
+        """Seconds to hold back an answer, so that its source keeps its pace over all its connections."""
+        most = profile["per_minute"] if profile and not self.closing else 0
+        if not most or profile is None or profile.source_id is None:
+            return 0.0
+        moment = asyncio.get_running_loop().time()
+        due = max(self._paced.get(profile.source_id, 0.0), moment)
+        self._paced[profile.source_id] = due + 60 / most
+        return min(due - moment, _LONGEST_PAUSE_SECONDS)
 
     async def stop(self) -> None:
         """Take no more, finish what was received whole, answer it, then close everything."""
@@ -158,7 +173,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_at_work", "_decoder", "_frame_since", "_heard_at", "_listener", "_loop", "_ending", "_paused", "_peer",
-        "_settle", "_stuck_since", "_transport", "_waiting",
+        "_profile", "_settle", "_stuck_since", "_transport", "_waiting",
     )  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
@@ -171,6 +186,7 @@ class Connection(asyncio.Protocol):
         self._at_work = False
         self._ending = False  # no more is read; close when all is answered
         self._paused = False
+        self._profile: Profile | None = None  # of the source that sent the last message
         self._heard_at = self._loop.time()
         self._frame_since: float | None = None
         self._stuck_since: float | None = None
@@ -285,9 +301,21 @@ class Connection(asyncio.Protocol):
         if reply is None:
             self._end()
         elif self._transport is not None and not self._transport.is_closing():
+            self._profile = reply.profile or self._profile
             frames = b"".join(encode(part) for part in (reply.ack, reply.later) if part)
-            if frames:
-                self._transport.write(frames)
+            pause = self._listener.pause_of(reply.profile)
+            if pause:  # a sender waits for its answer before it sends on
+                self._at_work = True
+                self._loop.call_later(pause, self._say, frames)
+                return
+            self._say(frames)
+            return
+        self._next()
+
+    def _say(self, frames: bytes) -> None:
+        self._at_work = False
+        if frames and not self._transport.is_closing():
+            self._transport.write(frames)
         self._next()
 
     # -- ends
@@ -302,8 +330,12 @@ class Connection(asyncio.Protocol):
             logger.warning("a frame from %s took too long; closed", self._peer)
             self._take(self._decoder.close())
             self._end()
-        elif not self.busy and moment - self._heard_at > limits.idle_seconds:
+        elif not self.busy and moment - self._heard_at > (self._own_idle() or limits.idle_seconds):
             self._transport.close()
+
+    def _own_idle(self) -> float:
+        """Seconds of silence that the source's profile allows; 0: it says nothing."""
+        return float(self._profile["idle_seconds"]) if self._profile else 0.0
 
     def stop_reading(self) -> None:
         """Read no more; what is whole is still applied and answered."""

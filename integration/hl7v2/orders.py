@@ -28,8 +28,9 @@ ACTIONS: Mapping[str, OrderAction] = {
     "DC": OrderAction.DISCONTINUE, "OD": OrderAction.DISCONTINUE,
     "HD": OrderAction.HOLD, "OH": OrderAction.HOLD, "RL": OrderAction.RELEASE, "OE": OrderAction.RELEASE,
     "RP": OrderAction.REPLACED, "RU": OrderAction.REPLACED, "NA": OrderAction.NUMBER_ASSIGNED,
+    "SS": OrderAction.QUESTION,
     **dict.fromkeys(
-        ("PA", "RE", "CN", "SR", "SS", "OK", "OR", "CR", "DR", "HR", "RQ", "XR", "UA", "UC", "UD", "UH", "UM", "UR",
+        ("PA", "RE", "CN", "SR", "OK", "OR", "CR", "DR", "HR", "RQ", "XR", "UA", "UC", "UD", "UH", "UM", "UR",
          "UX", "DE", "RR", "LI", "AF", "OP"),
         OrderAction.NOTE,
     ),

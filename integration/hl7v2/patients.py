@@ -1,6 +1,7 @@
 """Patients and visits: ADT messages, and the PID and PV1 of every other, as commands of `ris`. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -10,10 +11,20 @@ from integration.hl7v2.reading import NULL, Segment
 from integration.hl7v2.scope import Head, Scope, clean, facts_at, instant, read_time
 from integration.hl7v2.timestamps import Precision, TimestampError
 from integration.hl7v2.timestamps import parse as parse_time
-from ris.commands import ChangeIdentifier, Identifier, MergePatients, RegisterPatient, VisitFacts
+from ris.commands import (
+    ChangeIdentifier,
+    Identifier,
+    MergePatients,
+    MoveIdentifiers,
+    MoveVisits,
+    RegisterPatient,
+    VisitFacts,
+    VisitKey,
+)
 
 # DICOM's LO (64 characters) holds a Patient ID; an identifier is never cut.
 _ID_LIMIT = 64
+_ACCOUNT_LIMIT = 199
 
 # ADT events that say something of one patient and visit → what they make of the visit.
 VISIT_STATUS: Mapping[str, str] = {
@@ -22,7 +33,11 @@ VISIT_STATUS: Mapping[str, str] = {
     "A12": "in-progress", "A13": "in-progress", "A14": "planned", "A15": "", "A16": "", "A25": "", "A26": "",
     "A27": "cancelled", "A28": "", "A31": "", "A38": "cancelled", "A60": "",
 }  # fmt: skip
-MERGES = frozenset({"A18", "A34", "A39", "A40"})
+MERGES = frozenset({"A18", "A30", "A34", "A36", "A39", "A40"})
+# Moves (chapter 3.6.2): of identifiers, of accounts, of visits. A35 and A36 are the old forms of A41.
+_ACCOUNTS = frozenset({"A35", "A36", "A41", "A44", "A49"})
+VISIT_MOVES = frozenset({"A42", "A45", "A50"})
+MOVES = frozenset({"A43", *_ACCOUNTS, *VISIT_MOVES}) - MERGES
 
 
 def register(head: Head, scope: Scope, *, authoritative: bool = True, event: str = "") -> RegisterPatient:
@@ -65,6 +80,87 @@ def merges(head: Head) -> list[MergePatients]:
     if not found:
         raise refuse(Code.SEGMENT_SEQUENCE, "A merge needs PID and MRG.", Location("MRG", 1))
     return found
+
+
+def moves(head: Head) -> list[MoveIdentifiers | MoveVisits]:
+    """The moves of a message: each MRG (with the PV1 after it) belongs to the PID before it. Raises Refused."""
+    event = head.message.trigger_event
+    found: list[MoveIdentifiers | MoveVisits] = []
+    for group in head.message.groups("PID"):
+        scope = Scope(head, group)
+        mrgs = scope.own.get("MRG", [])
+        if event == "A43":
+            found += [_move_identifiers(head, scope, mrg) for mrg in mrgs]
+        elif event in _ACCOUNTS:
+            found += [_move_account(head, scope, mrg) for mrg in mrgs]
+        else:
+            found += [_move_visit(head, scope, mrg, pv1) for mrg, pv1 in _pairs(group)]
+    if not found:
+        raise refuse(Code.SEGMENT_SEQUENCE, "A move needs PID and MRG.", Location("MRG", 1))
+    return found
+
+
+def _pairs(segments: list[Segment]) -> list[tuple[Segment, Segment]]:
+    """Each MRG with the PV1 that follows it before the next one."""
+    places = [i for i, s in enumerate(segments) if s.name == "MRG"]
+    pairs = []
+    for place, end in zip(places, [*places[1:], len(segments)], strict=True):
+        pv1 = next((s for s in segments[place:end] if s.name == "PV1"), None)
+        pairs.append((segments[place], pv1 or Segment("")))
+    return pairs
+
+
+def _move_identifiers(head: Head, scope: Scope, mrg: Segment) -> MoveIdentifiers:
+    """A43. What stands in PID-3 and in MRG-1 moves; what else the PID names (PID-3, else PID-2, PID-4) is whom to.
+
+    Where the lists share nothing, MRG-1 names the patient who had it: what PID-3 names of that one moves (the form of
+    IHE, ITI-64), else all that MRG-1 names. In the old form (2.3) PID-2 and MRG-4 name the two patients.
+    """
+    prior = read_identifiers(head, mrg, 1)
+    if not prior:
+        raise refuse(Code.REQUIRED_FIELD, "MRG-1 names no prior identifier.", mrg.at(1))
+    pid = scope.segment("PID")
+    target = register(head, scope, event="A43")
+    keys = {(i.value, i.namespace, i.universal_id) for i in target.identifiers}
+    shared = tuple(i for i in prior if (i.value, i.namespace, i.universal_id) in keys)
+    old_forms = [i for field in (2, 4) for i in read_identifiers(head, pid, field)]
+    identifiers = tuple(dict.fromkeys((*target.identifiers, *old_forms)))
+    return MoveIdentifiers(
+        patient=replace(target, identifiers=identifiers, visit=None),
+        moved=shared,
+        prior=tuple(dict.fromkeys((*(i for i in prior if i not in shared), *read_identifiers(head, mrg, 4)))),
+    )
+
+
+def _move_account(head: Head, scope: Scope, mrg: Segment) -> MoveVisits:
+    """A44, and within one patient A35, A41, A49: the account in MRG-3 goes to the patient of PID-3, as PID-18."""
+    prior_account, pid = clean(mrg.value(3)), scope.segment("PID")
+    if not prior_account:
+        raise refuse(Code.REQUIRED_FIELD, "MRG-3 names no prior account.", mrg.at(3))
+    return MoveVisits(
+        patient=replace(register(head, scope, event=head.message.trigger_event), visit=None),
+        prior=read_identifiers(head, mrg, 1),
+        prior_account=prior_account,
+        account=clean(pid.value(18)) or prior_account,
+    )
+
+
+def _move_visit(head: Head, scope: Scope, mrg: Segment, pv1: Segment) -> MoveVisits:
+    """A45, and within one patient A42, A50: the visit in MRG-5 goes to the patient and account of PID, as PV1-19."""
+    prior, now = clean(mrg.value(5)), clean(pv1.value(19)) if pv1 else ""
+    if not prior:
+        raise refuse(Code.REQUIRED_FIELD, "MRG-5 names no prior visit.", mrg.at(5))
+    own = Scope(head, [*scope.own.get("PID", ()), *([pv1] if pv1 else [])])
+    return MoveVisits(
+        patient=register(head, own, event=head.message.trigger_event),
+        prior=read_identifiers(head, mrg, 1),
+        visits=((VisitKey(prior, _issuer(mrg, 5)), VisitKey(now or prior, _issuer(pv1, 19) if pv1 else "")),),
+        account=clean(scope.segment("PID").value(18)),
+    )
+
+
+def _issuer(segment: Segment, field: int) -> str:
+    return clean(segment.value(field, 4)) or clean(segment.value(field, 4, 1, 2))
 
 
 def change_identifier(head: Head) -> ChangeIdentifier:
@@ -134,6 +230,10 @@ def visit(head: Head, scope: Scope, status: str = "") -> VisitFacts | None:
     if status:
         values["status"] = status
     if pv1:
+        pid = scope.segment("PID")
+        account = clean(pid.value(18))
+        if len(account) <= _ACCOUNT_LIMIT:
+            _put(head, values, "account_number", pid, 18, account)
         _put(head, values, "patient_class", pv1, 2, clean(pv1.value(2)))
         _put(head, values, "current_patient_location", pv1, 3, _location(pv1))
         for name, field in (("attending_physician_name", 7), ("referring_physician_name", 8)):

@@ -1,5 +1,6 @@
 """Reports from outside: ORU^R01, and MDM documents, as reports to be filed with `ris`. Pure."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,7 +9,7 @@ from integration.hl7v2 import names, orders, patients
 from integration.hl7v2.errors import Code, Location, refuse
 from integration.hl7v2.reading import Segment
 from integration.hl7v2.scope import Head, Scope, clean, facts_at, instant
-from ris.commands import FileReport, OrderKeys, OrderNumber, OrderPolicy, RegisterPatient
+from ris.commands import Document, FileReport, OrderKeys, OrderNumber, OrderPolicy, RegisterPatient
 
 # OBR-25 (table 0123) → what the report becomes; the others say that there is none yet.
 RESULT_STATUS: Mapping[str, str] = {
@@ -30,6 +31,15 @@ _OTHER_UIDS = frozenset({"series instance uid", "sr instance uid", "112002", "so
 _IMPRESSION = frozenset({"i", "imp", "impression", "impressions", "conclusion", "19005-8"})
 _ADDENDUM = frozenset({"adt", "add", "addendum", "55107-7"})
 _NO_RESULT = frozenset({"D", "W", "X", "N"})  # OBX-11: deleted, wrong, none obtained, not asked for
+# ED.2 (table 0191) → the first half of a media type (RFC 2045).
+_FAMILIES = {
+    "ap": "application",
+    "im": "image",
+    "ns": "application",
+    "sd": "text",
+    "ft": "text",
+    "tx": "text",
+}
 _TEXTS = frozenset({"TX", "FT", "ST", "CE", "CWE", "NM", "SN", "DT", "TM", "TS", "DTM", ""})
 
 
@@ -43,6 +53,8 @@ class Texts:
     study_instance_uid: str = ""
     documents: list[str] = field(default_factory=list)
     """Kinds of documents that travel inside (ED): `PDF`, `text/xml`."""
+    attached: list[Document] = field(default_factory=list)
+    """Those of them whose bytes could be read."""
 
 
 @dataclass(slots=True)
@@ -80,6 +92,7 @@ def results(head: Head) -> Reports | None:
                 findings="\n".join(texts.findings) or _of_documents(texts),
                 impression="\n".join(texts.impression),
                 addendum="\n".join(texts.addendum),
+                documents=tuple(texts.attached),
                 signer_name=str(signer.name) if signer else "",
                 signer_id=signer.id if signer else "",
                 reported_at=instant(reported, head.zone) if reported else facts_at(Scope(head)),
@@ -112,6 +125,7 @@ def document(head: Head) -> Reports:
         findings="" if event in ("T06", "T11") else body,
         impression="" if event in ("T06", "T11") else "\n".join(texts.impression),
         addendum=body if event == "T06" else "\n".join(texts.addendum),
+        documents=tuple(texts.attached),
         signer_name=str(signer.name) if signer else "",
         signer_id=signer.id if signer else "",
         reported_at=facts_at(Scope(head)),
@@ -134,6 +148,7 @@ def read_texts(scope: Scope) -> Texts:
             texts.study_instance_uid = texts.study_instance_uid or (uid if is_loose_uid(uid) else "")
         elif kind == "ED":
             texts.documents.append(clean(obx.value(5, 3)) or clean(obx.value(5, 2)) or "document")
+            _attach(obx, scope, texts)
         elif kind in _TEXTS:
             target = texts.findings
             if labels & _IMPRESSION:
@@ -143,6 +158,33 @@ def read_texts(scope: Scope) -> Texts:
             target.append(_line(obx, kind))
     texts.findings += [clean(n.text(3)) for n in scope.own.get("NTE", ()) if n.text(3)]
     return texts
+
+
+def _attach(obx: Segment, scope: Scope, texts: Texts) -> None:
+    """The document in an ED (source, type, subtype, encoding, data); one that cannot be read is noted."""
+    kind, subtype = clean(obx.value(5, 2)).lower(), clean(obx.value(5, 3)).lower()
+    try:
+        content = _decoded(clean(obx.value(5, 4)).lower(), obx.component(5, 5))
+    except ValueError:
+        content = b""
+    if not content:
+        scope.head.warnings.append(
+            f"{obx.at(5, 5)}: this document cannot be read; it is kept in the message alone."
+        )
+        return
+    title = clean(obx.value(3, 2)) or clean(obx.value(3))
+    family = _FAMILIES.get(kind, kind or "application")
+    media_type = subtype if "/" in subtype else f"{family}/{subtype or 'octet-stream'}"
+    texts.attached.append(Document(content, title, media_type))
+
+
+def _decoded(encoding: str, data: str) -> bytes:
+    """The bytes of ED.5 by its encoding (table 0299). Raises ValueError."""
+    if encoding in ("hex",):
+        return bytes.fromhex("".join(data.split()))
+    if encoding in ("a", "ascii", "none"):
+        return data.encode()
+    return base64.b64decode("".join(data.split()), validate=True)
 
 
 def _line(obx: Segment, kind: str) -> str:
@@ -157,11 +199,10 @@ def _line(obx: Segment, kind: str) -> str:
 
 def _of_documents(texts: Texts) -> str:
     """What a report says whose text is a document: that it is one, and where it lies."""
-    return (
-        f"The report is a document ({', '.join(texts.documents)}); it lies in the message."
-        if texts.documents
-        else ""
-    )
+    if not texts.documents:
+        return ""
+    where = "it is kept with this version" if texts.attached else "it lies in the message"
+    return f"The report is a document ({', '.join(texts.documents)}); {where}."
 
 
 def _patient(head: Head) -> RegisterPatient:

@@ -63,6 +63,12 @@ def _effect(kind: str, event: str) -> str:
     if kind == "ADT":
         if event in patients.MERGES:
             return f"{tables.EVENTS[event]}: MRG-1 goes into PID-3"
+        if event == "A43":
+            return "move patient identifiers: those in MRG-1 go to the patient of PID-3, with what came in under them"
+        if event in patients.MOVES:
+            to = "as PV1-19" if event in patients.VISIT_MOVES else "as PID-18"
+            what = "the visit in MRG-5" if event in patients.VISIT_MOVES else "the account in MRG-3"
+            return f"{tables.EVENTS[event]}: {what} goes to the patient of PID-3, {to}, with its orders"
         if event == "A47":
             return "change identifier: MRG-1 becomes PID-3, the old one stays as an alias"
         visit = patients.VISIT_STATUS[event]
@@ -71,6 +77,9 @@ def _effect(kind: str, event: str) -> str:
         return tables.EVENTS[event] + (
             ": the step gets time and room" if schedule.BOOKS[event] else ": time given back"
         )
+    if kind in ("ORU", "MDM"):
+        which = f"{tables.EVENTS[event]}: " if event else ""
+        return f"{which}a version of the order's report, where the policy `results` is `file`"
     return (
         "answer to an order: numbers assigned"
         if kind in ("ORR", "ORG", "ORI")

@@ -8,9 +8,25 @@ from integration.hl7v2 import orders, patients, reports, schedule
 from integration.hl7v2.errors import Code, Location, refuse
 from integration.hl7v2.reading import Message
 from integration.hl7v2.scope import Head, Scope
-from ris.commands import ApplyOrders, ChangeIdentifier, FileReport, MergePatients, RegisterPatient
+from ris.commands import (
+    ApplyOrders,
+    ChangeIdentifier,
+    FileReport,
+    MergePatients,
+    MoveIdentifiers,
+    MoveVisits,
+    RegisterPatient,
+)
 
-Command = RegisterPatient | MergePatients | ChangeIdentifier | ApplyOrders | FileReport
+Command = (
+    RegisterPatient
+    | MergePatients
+    | ChangeIdentifier
+    | MoveIdentifiers
+    | MoveVisits
+    | ApplyOrders
+    | FileReport
+)
 Locate = Callable[[str, int | None], Location]
 
 _VERSION = re.compile(r"2\.[1-9](\.\d){0,2}\Z")
@@ -72,6 +88,11 @@ def _merge(head: Head) -> Translated:
     return Translated([*patients.merges(head)], lambda attribute, group: orders.locate(scope, attribute))
 
 
+def _move(head: Head) -> Translated:
+    scope = Scope(head, head.message.segments)
+    return Translated([*patients.moves(head)], lambda attribute, group: orders.locate(scope, attribute))
+
+
 def _change_identifier(head: Head) -> Translated:
     scope = Scope(head, head.message.segments)
     return Translated(
@@ -111,6 +132,7 @@ def _answer(head: Head) -> Translated | None:
 _READERS: dict[tuple[str, str], Callable[[Head], Translated | None]] = {
     **{("ADT", event): _register for event in patients.VISIT_STATUS},
     **{("ADT", event): _merge for event in patients.MERGES},
+    **{("ADT", event): _move for event in patients.MOVES},
     ("ADT", "A47"): _change_identifier,
     **{("SIU", event): _appointment for event in schedule.BOOKS},
     ("ORU", ""): _results,

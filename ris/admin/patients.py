@@ -15,13 +15,14 @@ from common.desk import DeskAdmin, chip, desk_url
 from common.templatetags.orderly import dicom_date, sex, years
 from ris import selectors
 from ris.admin.forms import PatientForm
+from ris.admin.merging import MergePages, merges_of, told
 from ris.deeds import carry_out
 from ris.models import Patient, PatientMerge
 from ris.services import patients
 
 
 @admin.register(Patient)
-class PatientAdmin(DeskAdmin):
+class PatientAdmin(MergePages):
     """The patients of this department."""
 
     patient_data = "patient"
@@ -84,7 +85,8 @@ class PatientAdmin(DeskAdmin):
             "identifiers": identifiers,
             "visits": row.visits.order_by("-admitted_at", "-facts_at")[:20],
             "orders": requests[:50],
-            "merges": PatientMerge.objects.filter(survivor=row).select_related("retired"),
+            "details": {k: v for k, v in row.details.items() if k != patients.EMPTIED},
+            "merges": [told(merge, row) for merge in merges_of(row)],
             "may_order": row.merged_into_id is None
             and request.user.has_perm("ris.add_imagingservicerequest"),
         }
@@ -111,7 +113,7 @@ class PatientAdmin(DeskAdmin):
     def own_urls(self) -> list[URLPattern]:
         return [
             self.door("<uuid:pk>/correct/", self.correct, "correct"),
-            self.door("merge/<uuid:pk>/undo/", self.undo_merge, "undo_merge", post=True),
+            *self.merge_urls(),
         ]
 
     def correct(self, request: HttpRequest, pk: UUID) -> HttpResponse:
@@ -131,32 +133,22 @@ class PatientAdmin(DeskAdmin):
         self.record(request, "read", [patient])
         return self._form_page(request, form, "Correct patient", self.url_of(patient))
 
-    def undo_merge(self, request: HttpRequest, pk: UUID) -> HttpResponse:
-        """Undo a merge: what it moved goes back."""
-        merge = get_object_or_404(PatientMerge, pk=pk)
-        carry_out(
-            request,
-            lambda unit: patients.unmerge(merge.pk, unit),
-            what="patient",
-            patients=[merge.survivor_id, merge.retired_id],
-            done="The merge is undone; what it had moved has gone back.",
-        )
-        return redirect(desk_url("ris.patient", merge.survivor_id))
-
     def _form_page(self, request: HttpRequest, form: Any, title: str, back: str) -> HttpResponse:
         return self.page(request, "admin/ris/form.html", form=form, title=title, back=back, button=title)
 
 
 @admin.register(PatientMerge)
 class PatientMergeAdmin(DeskAdmin):
-    """Merges as they happened; undone from the surviving patient's page."""
+    """Merges and moves as they happened; undone from the surviving patient's page."""
 
     called = ("merge", "merges")
     patient_data = "patient"
-    list_display = ("at", "survivor", "retired", "cause", "undone_at")
+    list_display = ("at", "kind", "survivor", "retired", "cause", "undone_at")
+    list_filter = ("kind",)
     list_select_related = ("survivor", "retired")
     empty_hint = (
-        "When the HIS merges two patients (A40), it is listed here with what it moved, and can be undone."
+        "When the HIS or a clerk merges two patients, or something is moved from one to another, it is listed here "
+        "with what it moved, and can be undone."
     )
 
     def patients_of(self, rows: Iterable[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from ris.models.people import Practitioner
 from ris.models.performed import PerformedProcedureStep
 from ris.models.procedures import ProcedureDefinition, RequestedProcedure
 from ris.models.reconciliation import ReconciliationCase, StudyMatch
-from ris.models.reports import Report, ReportVersion
+from ris.models.reports import Report, ReportDocument, ReportVersion
 from ris.models.schedule import ScheduledProcedureStep, Station
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ProcedureDefinition",
     "ReconciliationCase",
     "Report",
+    "ReportDocument",
     "ReportVersion",
     "RequestedProcedure",
     "ScheduledProcedureStep",

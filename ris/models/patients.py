@@ -86,11 +86,20 @@ class PatientIdentifier(Row):
 
 
 class PatientMerge(Row):
-    """A merge as it happened, with exactly what it moved, so that it can be undone."""
+    """A merge or move as it happened, with exactly what it changed, so that it can be undone.
 
+    Of a move `survivor` is the patient who got something, `retired` the one who had it and lives on.
+    """
+
+    class Kind(models.TextChoices):
+        MERGE = "merge", "Merge"
+        MOVE = "move", "Move"
+
+    kind = models.CharField(max_length=5, choices=Kind.choices, default=Kind.MERGE)
     survivor = models.ForeignKey(Patient, on_delete=models.PROTECT, related_name="merges")
     retired = models.ForeignKey(Patient, on_delete=models.PROTECT, related_name="merged_by")
     moved = models.JSONField(default=dict, help_text="model → row ids that changed owner")
+    changed = models.JSONField(default=dict, help_text="model → row id → attribute → [before, after]")
     at = models.DateTimeField()
     cause = models.CharField(max_length=128)
     undone_at = models.DateTimeField(null=True, blank=True)
@@ -106,6 +115,7 @@ class Visit(Row):
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="visits")
     admission_id = models.CharField(max_length=64)
     issuer_of_admission_id = models.CharField(max_length=227, blank=True)
+    account_number = models.CharField(max_length=199, blank=True, help_text="PID-18: the account it is on")
     patient_class = models.CharField(max_length=20, blank=True, help_text="table 0004: E, I, O, P, …")
     status = models.CharField(
         max_length=20, blank=True, help_text="planned, in-progress, finished, cancelled"

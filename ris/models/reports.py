@@ -57,3 +57,23 @@ class ReportVersion(Row):
     class Meta:
         ordering = ["report", "number"]
         constraints = [models.UniqueConstraint(fields=["report", "number"], name="one_version_a_number")]
+
+    def listed_documents(self) -> "models.QuerySet[ReportDocument]":
+        """What came with it, without the bytes."""
+        return ReportDocument.objects.filter(version=self).defer("content")
+
+
+class ReportDocument(Row):
+    """A document that came with a version from outside, as it came; a trigger refuses any change of it."""
+
+    version = models.ForeignKey(ReportVersion, on_delete=models.PROTECT, related_name="documents")
+    number = models.PositiveIntegerField(help_text="its place in the version, from 1")
+    title = models.CharField(max_length=200, blank=True)
+    media_type = models.CharField(max_length=64, help_text="by its first bytes, else as the sender says")
+    size = models.PositiveIntegerField(help_text="bytes")
+    sha256 = models.CharField(max_length=64)
+    content = models.BinaryField()
+
+    class Meta:
+        ordering = ["version", "number"]
+        constraints = [models.UniqueConstraint(fields=["version", "number"], name="one_document_a_number")]

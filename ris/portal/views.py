@@ -14,7 +14,8 @@ from ris.models import ReportVersion, RequestedProcedure
 from ris.portal.access import practitioner_of
 
 
-def _own(request: HttpRequest) -> QuerySet[RequestedProcedure]:
+def own_procedures(request: HttpRequest) -> QuerySet[RequestedProcedure]:
+    """The procedures of the orders of the physician who asks."""
     mine = selectors.requests_of(practitioner_of(request.user))
     return RequestedProcedure.objects.filter(request__in=mine)
 
@@ -24,7 +25,7 @@ def _own(request: HttpRequest) -> QuerySet[RequestedProcedure]:
 def orders(request: HttpRequest) -> HttpResponse:
     """The procedures of this physician's orders, newest first; a search comes by POST."""
     term = request.POST.get("term", "")
-    found = _own(request)
+    found = own_procedures(request)
     if term.strip():
         found = found.filter(selectors.order_matches(term, "request__"))
     rows = list(
@@ -51,7 +52,7 @@ def orders(request: HttpRequest) -> HttpResponse:
 def report(request: HttpRequest, procedure_id: UUID) -> HttpResponse:
     """The signed versions of one report, with its images. An order of somebody else is not there (404)."""
     procedure = (
-        _own(request)
+        own_procedures(request)
         .select_related("request__patient")
         .prefetch_related("request__patient__identifiers")
         .filter(pk=procedure_id)

@@ -2,10 +2,11 @@
 
 from django.urls import path
 
-from ris.reading import views
+from ris.reading import documents, views
 
 app_name = "reading"
 urlpatterns = [
+    path("document/<uuid:pk>/", documents.document, name="document"),
     path("", views.reading_list, name="list"),
     path("<uuid:procedure_id>/", views.report, name="report"),
     path("<uuid:procedure_id>/save/", views.save, name="save"),

@@ -1,6 +1,7 @@
 """What becomes of an order message: requests, procedures and steps found by their keys, made or changed."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -33,6 +34,8 @@ _ENDING = {
 }
 _MADE = "made"
 """In a row's `details`: which of its keys we made because the sender left them out; those may be replaced."""
+_SAID_AT = "said_at"
+"""In a step's `made`: how old the newest message is that ended, held, released or reopened it."""
 
 
 def ask(command: ApplyOrders) -> Callable[[], Context]:
@@ -102,6 +105,9 @@ class _Work:
             self._make_or_change(group, request)
         elif group.action is OrderAction.NUMBER_ASSIGNED:
             self._number_assigned(group, self._known(group, request))
+        elif group.action is OrderAction.QUESTION:
+            if (request := self._known(group, request)) is not None:
+                self._touch(request)
         elif group.action is OrderAction.NOTE:
             if request is not None:
                 self._touch(request)
@@ -178,7 +184,7 @@ class _Work:
                 if keys.requested_procedure_id and _has_id(procedure, "requested_procedure_id", keys):
                     return procedure
             # A first message without ids was given ours; the next one, with the sender's, means the same thing.
-            loose = [p for p in procedures if {"requested_procedure_id", "study_instance_uid"} & _made(p)]
+            loose = [p for p in procedures if _made(p) and _may_be(p, keys)]
             return next((p for p in loose if _fits(p, group, keys)), None)
         numbered = [p for p in procedures if _is_procedure(p, keys)]
         same_code = [p for p in numbered or procedures if _fits(p, group, keys)]
@@ -192,7 +198,8 @@ class _Work:
             for step in steps:
                 if _has_id(step, "scheduled_procedure_step_id", group.keys):
                     return step
-            return next((s for s in steps if s.id not in self.claimed and _made(s)), None)
+            unnamed = [s for s in steps if _made(s) and not s.made.get("sender_scheduled_procedure_step_id")]
+            return next((s for s in unnamed if s.id not in self.claimed), None)
         return next((s for s in steps if s.id not in self.claimed), None)
 
     # -- making and changing -----------------------------------------------------------------------------
@@ -208,10 +215,7 @@ class _Work:
         if request is None:
             request = self._new_request(group)
         elif self._is_stale(request):
-            self.applied.warnings.append(
-                f"Group {self.index + 1}: older than what is known; nothing was changed."
-            )
-            self._touch(request)
+            self._fill_gaps(request, group)
             return
         self._update_request(request, group)
         if not group.has_detail:
@@ -221,6 +225,51 @@ class _Work:
         procedure = self._find_procedure(request, group) or self._new_procedure(request, group)
         self._update_procedure(procedure, group)
         self._update_steps(procedure, group)
+
+    def _fill_gaps(self, request: ImagingServiceRequest, group: OrderGroup) -> None:
+        """A message older than what is known: it fills what was never said, and overwrites and reopens nothing.
+
+        A procedure or step that it names by an id nobody knows is added.
+        """
+        self.applied.warnings.append(
+            f"Group {self.index + 1}: older than what is known; only what was missing was taken from it."
+        )
+        self._touch(request)
+        _take_numbers(request, group.keys)
+        _fill(request, group.request)
+        if not group.has_detail:
+            if group.status:
+                self._move_all(request, group, group.status)
+            return
+        procedure = self._find_procedure(request, group)
+        if procedure is None:
+            if self._is_another(request, group):
+                procedure = self._new_procedure(request, group)
+                self._update_procedure(procedure, group)
+                self._update_steps(procedure, group)
+            return
+        procedure.request = request
+        _take_numbers(procedure, group.keys)
+        _fill(procedure, group.procedure)
+        if history.keep(procedure, self.unit, request.patient_id):
+            self.changed_rows.add(procedure.id)
+        step = self._find_step(procedure, group)
+        if step is not None:
+            self.claimed.add(step.id)
+            step.procedure = procedure
+            _fill(step, group.step)
+            if step.made.get(_SAID_AT):  # it may have been placed again after it was cancelled
+                self._take_status(step, group)
+            else:
+                self._follow(step, group.status)
+            self._keep_step(step, procedure)
+        elif group.keys.scheduled_procedure_step_id:
+            self._new_step(procedure, group, {})
+
+    def _is_another(self, request: ImagingServiceRequest, group: OrderGroup) -> bool:
+        """Whether a group surely speaks of a procedure that is not here: by an id, where all here have other ids."""
+        named = group.keys.requested_procedure_id or group.keys.study_instance_uid
+        return bool(named) and not any(_may_be(p, group.keys) for p in self.ctx.procedures[request.id])
 
     def _is_stale(self, request: ImagingServiceRequest) -> bool:
         facts_at = self.command.facts_at
@@ -236,6 +285,9 @@ class _Work:
             updated_at=self.unit.at,
             cause=self.unit.cause,
         )
+        if named := self.command.patient.identifiers:
+            came_under = patients.own_identifier(named[0], self.patient, self.ctx)
+            request.details = {patients.ORDERED_FOR: str(came_under.id)} if came_under else {}
         if not group.keys.accession_number:
             self._give_accession(request, group.keys)
         self.ctx.add_request(request)
@@ -394,6 +446,10 @@ class _Work:
             step.scheduled_station_names = list(listed.stations)
         _give_stations(step)
         step.status = group.status if group.status in StepStatus.values else StepStatus.SCHEDULED
+        others = self.ctx.steps_of(procedure.request)
+        if others and all(self._is_late_word(s) for s in others) and len({s.status for s in others}) == 1:
+            step.status = others[0].status  # a newer message has ended or held all there was of the order
+            step.made = {**step.made, _SAID_AT: others[0].made[_SAID_AT]}
         self.ctx.add_step(step)
         self.claimed.add(step.id)
         self._keep_step(step, procedure)
@@ -412,17 +468,41 @@ class _Work:
             and not step.made.get("sender_scheduled_procedure_step_id")
         ):
             step.scheduled_procedure_step_id = wanted
-            step.made = {}
+            step.made = {k: v for k, v in step.made.items() if k in (_SAID_AT, patients.EMPTIED)}
         _assign(step, group.step)
         _give_stations(step)
-        reopened = group.action is OrderAction.NEW and step.status == StepStatus.CANCELED
-        target = group.status or (StepStatus.SCHEDULED if reopened else "")
-        if target and target != step.status:
-            if reopened:
-                self._set_status(step, target)
-            else:
-                self._move(step, target)
+        self._take_status(step, group)
         self._keep_step(step, procedure)
+
+    def _take_status(self, step: ScheduledProcedureStep, group: OrderGroup) -> None:
+        """The status that a group asks for; a new order reopens what was cancelled before it was placed."""
+        reopened = group.action is OrderAction.NEW and step.status == StepStatus.CANCELED
+        if not reopened:
+            self._follow(step, group.status)
+        elif not self._is_late_word(step):
+            self._set_status(step, group.status or StepStatus.SCHEDULED)
+            self._note_word(step)
+
+    def _follow(self, step: ScheduledProcedureStep, target: str) -> None:
+        """Move a step where a message says it is, unless a newer one has said otherwise."""
+        if not target or target == step.status:
+            return
+        if self._is_late_word(step):
+            self.applied.warnings.append(f"A step stays {step.status}: a newer message has said so.")
+            return
+        self._move(step, target)
+        if target != StepStatus.SCHEDULED:
+            self._note_word(step)
+
+    def _is_late_word(self, step: ScheduledProcedureStep) -> bool:
+        """Whether a newer message than this one has spoken about the step's status."""
+        said, facts_at = step.made.get(_SAID_AT), self.command.facts_at
+        return bool(said and facts_at and facts_at < datetime.fromisoformat(said))
+
+    def _note_word(self, step: ScheduledProcedureStep) -> None:
+        """Remember how old the newest word about the step's status is, so that none older undoes it."""
+        if self.command.facts_at:
+            step.made = {**step.made, _SAID_AT: self.command.facts_at.isoformat()}
 
     def _keep_step(self, step: ScheduledProcedureStep, procedure: RequestedProcedure) -> None:
         if history.keep(step, self.unit, procedure.request.patient_id):
@@ -462,8 +542,6 @@ class _Work:
     def _end(self, group: OrderGroup, request: ImagingServiceRequest) -> None:
         """Cancel, discontinue, hold or release everything that the group's keys reach."""
         self._move_all(request, group, _ENDING[group.action])
-        if self.command.facts_at and not self._is_stale(request):
-            request.facts_at = self.command.facts_at  # an older NW or XO that comes late does not reopen it
         self._touch(request)
 
     def _move_all(self, request: ImagingServiceRequest, group: OrderGroup, target: str) -> None:
@@ -478,8 +556,12 @@ class _Work:
         for procedure, step in steps:
             step.procedure = procedure
             procedure.request = request
+            if self._is_late_word(step):
+                self.applied.warnings.append(f"A step stays {step.status}: a newer message has said so.")
+                continue
             if step.status != target:
                 self._move(step, target)
+            self._note_word(step)
             self._keep_step(step, procedure)
 
     def _steps_meant(
@@ -621,6 +703,16 @@ def _is_narrow(procedure: RequestedProcedure, keys: OrderKeys) -> bool:
     return bool(keys.study_instance_uid) and procedure.study_instance_uid == keys.study_instance_uid
 
 
+def _may_be(procedure: RequestedProcedure, keys: OrderKeys) -> bool:
+    """Whether a procedure of other ids can be the one that the keys name: where theirs differ, its own is made up."""
+    made = _made(procedure)
+    if keys.requested_procedure_id and (
+        "requested_procedure_id" not in made or procedure.details.get("sender_requested_procedure_id")
+    ):
+        return False
+    return not keys.study_instance_uid or "study_instance_uid" in made
+
+
 def _fits(procedure: RequestedProcedure, group: OrderGroup, keys: OrderKeys) -> bool:
     """Whether a group may speak of this procedure although no id says so: same code, or one that says none."""
     code = group.procedure.get("code_value")
@@ -641,6 +733,64 @@ def _assign(row: Any, values: Mapping[str, Any]) -> None:
     if extra and "details" in limits:
         merged = {**row.details, **extra}
         row.details = {k: v for k, v in merged.items() if v not in ("", None)}
+    if "" in values.values() or patients.EMPTIED in (
+        row.made if isinstance(row, ScheduledProcedureStep) else row.details
+    ):
+        _note_emptied(row, values)
+
+
+# What is one statement: of an older one nothing is taken when the newer ones said any of it.
+_TOGETHER = (
+    ("start", "start_has_time", "timezone_offset_from_utc"),
+    ("code_value", "coding_scheme_designator", "code_meaning", "requested_procedure_description"),
+    ("requesting_physician", "requesting_physician_id"),
+    ("referring_physician_name", "referring_physician_id"),
+    ("reason_for_the_requested_procedure", "reason_code"),
+    ("scheduled_station_ae_titles", "scheduled_station_names", "scheduled_procedure_step_location"),
+)
+
+_PARTS = frozenset(name for together in _TOGETHER for name in together)
+
+
+def _fill(row: Any, values: Mapping[str, Any]) -> None:
+    """Set what is empty here and was not emptied on purpose."""
+    details = _details(row)
+    names = {f.name for f in row._meta.concrete_fields}
+    known = {n for n in values if (getattr(row, n) if n in names else details.get(n))} - {"start_has_time"}
+    known |= set(details.get(patients.EMPTIED, ()))
+    for together in _TOGETHER:
+        if any(n in names and getattr(row, n) for n in together if n != "start_has_time"):
+            known |= set(together)
+    _assign(row, {n: v for n, v in values.items() if n not in known and v not in ("", None)})
+
+
+def _take_numbers(row: Any, keys: OrderKeys) -> None:
+    """Order numbers that are not known yet."""
+    for name, number in (("placer", keys.placer), ("filler", keys.filler)):
+        if number.value and not getattr(row, f"{name}_order_number"):
+            setattr(row, f"{name}_order_number", number.value)
+            setattr(row, f"{name}_issuer", number.issuer)
+
+
+def _details(row: Any) -> dict[str, Any]:
+    return dict(row.made if isinstance(row, ScheduledProcedureStep) else row.details)
+
+
+def _note_emptied(row: Any, values: Mapping[str, Any]) -> None:
+    """Remember what a message emptied (`""`), so that an older one that comes late does not fill it again."""
+    details = _details(row)
+    before = set(details.get(patients.EMPTIED, ()))
+    emptied = {n for n, v in values.items() if v == "" and n not in _PARTS}
+    after = {n for n in before if not values.get(n)} | emptied
+    if after == before:
+        return
+    details.pop(patients.EMPTIED, None)
+    if after:
+        details[patients.EMPTIED] = sorted(after)
+    if isinstance(row, ScheduledProcedureStep):
+        row.made = details
+    else:
+        row.details = details
 
 
 @cache

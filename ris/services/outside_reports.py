@@ -1,14 +1,18 @@
 """Reports that other systems wrote: filed as versions of our procedures' reports, older never over newer."""
 
+import hashlib
+import re
+
 from common.store import Unit
 from ris import context
-from ris.commands import Applied, ApplyOrders, FileReport, OrderAction, OrderGroup
+from ris.commands import Applied, ApplyOrders, Document, FileReport, OrderAction, OrderGroup
 from ris.context import Context
 from ris.errors import DuplicateKey, Missing, NotAllowed, UnknownKey
-from ris.models import ImagingServiceRequest, Report, ReportVersion, RequestedProcedure
+from ris.models import ImagingServiceRequest, Report, ReportDocument, ReportVersion, RequestedProcedure
 from ris.models.reports import ReportStatus
 from ris.services import orders, reports
 
+_MEDIA_TYPE = re.compile(r"[a-z]{1,20}/[a-z0-9][a-z0-9.+_-]{0,40}\Z")
 # A version never follows one of a higher rank: a preliminary text after the final one came late.
 _RANK = {
     ReportStatus.PRELIMINARY: 1,
@@ -96,7 +100,8 @@ def _of(request: ImagingServiceRequest, ctx: Context) -> list[RequestedProcedure
 def _why_not(command: FileReport, versions: list[ReportVersion]) -> str:
     """Why a report is not filed: a repeat, or older than what is known. Raises NotAllowed, Missing."""
     retracting = command.status == ReportStatus.RETRACTED
-    if not (command.findings.strip() or command.impression.strip() or command.addendum.strip() or retracting):
+    texts = (command.findings, command.impression, command.addendum)
+    if not (any(text.strip() for text in texts) or command.documents or retracting):
         raise Missing("The report holds no text.", attribute="report")
     if not versions:
         if retracting:
@@ -112,9 +117,50 @@ def _why_not(command: FileReport, versions: list[ReportVersion]) -> str:
     if _RANK[ReportStatus(command.status)] < _RANK[ReportStatus(last.status)]:
         return f"The report is {last.status} already; {command.status} does not follow."
     same_text = (command.findings, command.impression) == (last.findings, last.impression)
-    if same_text and not command.addendum and command.status == last.status:
+    same = same_text and _digests(command) == sorted(last.documents.values_list("sha256", flat=True))
+    if same and not command.addendum and command.status == last.status:
         return "This report was filed before; nothing changed."
     return ""
+
+
+def _digests(command: FileReport) -> list[str]:
+    return sorted(hashlib.sha256(d.content).hexdigest() for d in command.documents)
+
+
+# The first bytes of a file → its media type; what a sender says may be anything.
+_MAGIC = (
+    (b"%PDF-", "application/pdf"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"{\\rtf", "application/rtf"),
+    (b"PK\x03\x04", "application/zip"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+)
+
+
+def media_type_of(document: Document) -> str:
+    """The media type of a document by its first bytes, else as the sender says; never one that could be another's."""
+    found = next((kind for magic, kind in _MAGIC if document.content.lstrip()[:16].startswith(magic)), "")
+    said = document.media_type.strip().lower()
+    if not found and said in {kind for _, kind in _MAGIC}:
+        return "application/octet-stream"  # it says that it is a PDF, and is none
+    return found or (said if _MEDIA_TYPE.match(said) else "application/octet-stream")
+
+
+def _attach(command: FileReport, version: ReportVersion, unit: Unit) -> None:
+    for number, document in enumerate(command.documents, 1):
+        unit.save(
+            ReportDocument(
+                version_id=version.id,
+                number=number,
+                title=document.title[:200],
+                media_type=media_type_of(document),
+                size=len(document.content),
+                sha256=hashlib.sha256(document.content).hexdigest(),
+                content=document.content,
+            )
+        )
 
 
 def _add(command: FileReport, report: Report, versions: list[ReportVersion], unit: Unit) -> None:
@@ -125,7 +171,7 @@ def _add(command: FileReport, report: Report, versions: list[ReportVersion], uni
     if last and status in (ReportStatus.ADDENDED, ReportStatus.RETRACTED):
         findings, impression = findings or last.findings, impression or last.impression
     report.findings, report.impression = findings, impression
-    reports.add_version(
+    version = reports.add_version(
         report,
         unit,
         status=status,
@@ -136,3 +182,4 @@ def _add(command: FileReport, report: Report, versions: list[ReportVersion], uni
         signer_id=command.signer_id,
         signed_at=command.reported_at or unit.at,
     )
+    _attach(command, version, unit)

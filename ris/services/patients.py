@@ -1,4 +1,4 @@
-"""Registering, updating, merging and unmerging patients."""
+"""Registering patients and keeping them up to date; merges and moves: ris/services/merging.py."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -10,21 +10,16 @@ from common.store import Unit
 from ris import context, history
 from ris.commands import (
     Applied,
-    ChangeIdentifier,
     Identifier,
-    MergePatients,
     RegisterPatient,
     VisitFacts,
 )
 from ris.context import Context
-from ris.errors import BadValue, DuplicateKey, Missing, NotAllowed, UnknownKey
-from ris.events import PatientChanged, PatientsMerged
+from ris.errors import BadValue, DuplicateKey, Missing
+from ris.events import PatientChanged
 from ris.models import (
-    ImagingServiceRequest,
     Patient,
     PatientIdentifier,
-    PatientMerge,
-    PerformedProcedureStep,
     ScheduledProcedureStep,
     Visit,
 )
@@ -33,7 +28,12 @@ from ris.services import authorities, lanes
 from ris.transitions import OPEN
 
 COLUMNS = ("patient_name", "patient_birth_date", "patient_sex")
+ORDERED_FOR = "ordered_for"
+"""In an order's `details`: the row of the identifier under which it came, so that it can move with that."""
+EMPTIED = "emptied"
+"""In `details`: attributes that a message emptied on purpose, so that an older one does not fill them again."""
 _VISIT_COLUMNS = (
+    "account_number",
     "patient_class",
     "status",
     "current_patient_location",
@@ -84,7 +84,7 @@ def settle(
         patient.provisional = False
     changed = history.keep(patient, unit, patient.id)
     changed |= _update_identifiers(patient, command.identifiers, ctx, unit, reorder=overwrite)
-    visit = _update_visit(patient, command.visit, ctx, unit, overwrite=fresh) if command.visit else None
+    visit = update_visit(patient, command.visit, ctx, unit, overwrite=fresh) if command.visit else None
     arrived = _arrive(patient, unit) if command.arrived else ()
     applied.patient_ids.append(patient.id)
     if changed or arrived:
@@ -101,7 +101,7 @@ def find(identifiers: tuple[Identifier, ...], ctx: Context, applied: Applied) ->
     """
     found: list[Patient] = []
     for position, identifier in enumerate(identifiers):
-        patient = _by_identifier(identifier, ctx)
+        patient = by_identifier(identifier, ctx)
         if patient is None or patient in found:
             continue
         if position and _contradicts(identifiers[0], patient, ctx):
@@ -110,7 +110,7 @@ def find(identifiers: tuple[Identifier, ...], ctx: Context, applied: Applied) ->
             )
             continue
         found.append(patient)
-    if len(found) > 1 and _by_identifier(identifiers[0], ctx) is None:
+    if len(found) > 1 and by_identifier(identifiers[0], ctx) is None:
         raise DuplicateKey(
             "The identifiers belong to different patients; merge them first.", attribute="patient_id"
         )
@@ -119,7 +119,8 @@ def find(identifiers: tuple[Identifier, ...], ctx: Context, applied: Applied) ->
     return found[0] if found else None
 
 
-def _by_identifier(identifier: Identifier, ctx: Context) -> Patient | None:
+def by_identifier(identifier: Identifier, ctx: Context) -> Patient | None:
+    """The surviving patient in the context who has this identifier."""
     allowed = {a.id for a in authorities.matching(identifier)}
     for rows in ctx.identifiers.values():
         for row in rows:
@@ -139,7 +140,12 @@ def _is_fresh(command: RegisterPatient, patient: Patient) -> bool:
 
 def _update_values(patient: Patient, values: Mapping[str, Any], *, overwrite: bool) -> None:
     details = dict(patient.details)
+    emptied = set(details.pop(EMPTIED, ()))
     for name, value in values.items():
+        if overwrite:
+            (emptied.discard if value else emptied.add)(name)
+        elif name in emptied:
+            continue
         if name in COLUMNS:
             if overwrite or not getattr(patient, name):
                 setattr(patient, name, value)
@@ -148,6 +154,8 @@ def _update_values(patient: Patient, values: Mapping[str, Any], *, overwrite: bo
                 details.pop(name, None)
             else:
                 details[name] = value
+    if emptied:
+        details[EMPTIED] = sorted(emptied)
     patient.details = details
     patient.patient_name_search = search_form(patient.patient_name)[:324]
     if patient.patient_birth_date and not (
@@ -164,10 +172,10 @@ def _update_identifiers(
     position = 0
     distinct = {(i.value, i.namespace, i.universal_id): i for i in identifiers if i.value}
     for identifier in distinct.values():
-        owner = _by_identifier(identifier, ctx)
+        owner = by_identifier(identifier, ctx)
         if owner is not None and owner.id != patient.id:
             continue
-        row = _own_identifier(identifier, patient, ctx)
+        row = own_identifier(identifier, patient, ctx)
         if row is None:
             row = PatientIdentifier(
                 patient_id=patient.id,
@@ -202,7 +210,8 @@ def _push_back(
     return changed
 
 
-def _own_identifier(identifier: Identifier, patient: Patient, ctx: Context) -> PatientIdentifier | None:
+def own_identifier(identifier: Identifier, patient: Patient, ctx: Context) -> PatientIdentifier | None:
+    """The row of this identifier, if it leads to this patient."""
     allowed = {a.id for a in authorities.matching(identifier)}
     for rows in ctx.identifiers.values():
         for row in rows:
@@ -215,7 +224,8 @@ def _own_identifier(identifier: Identifier, patient: Patient, ctx: Context) -> P
     return None
 
 
-def _update_visit(patient: Patient, facts: VisitFacts, ctx: Context, unit: Unit, *, overwrite: bool) -> Visit:
+def update_visit(patient: Patient, facts: VisitFacts, ctx: Context, unit: Unit, *, overwrite: bool) -> Visit:
+    """The patient's visit of these facts, found in the context or made, and brought up to date."""
     visit = next(
         (
             v
@@ -279,186 +289,3 @@ def _tell(
             created=created,
         )
     )
-
-
-def merge(command: MergePatients, unit: Unit) -> Applied:
-    """Merge the prior patient into the survivor; a repeat changes nothing.
-
-    Raises UnknownKey when the prior patient is not known under any identifier, DuplicateKey when prior and
-    survivor are the same identifier.
-    """
-    values = [i.value for i in (*command.survivor.identifiers, *command.prior)]
-    lanes.lock(values)
-    ctx = context.load(
-        identifiers=values,
-        admissions=[command.survivor.visit.admission_id] if command.survivor.visit else (),
-    )
-    applied = Applied()
-    _refuse_same_identifier(command)
-    priors = [p for i in command.prior if i.value and (p := _by_identifier(i, ctx)) is not None]
-    survivor, _ = settle(command.survivor, ctx, unit, applied)
-    retired = next((p for p in priors if p.id != survivor.id), None)
-    if retired is None:
-        _nothing_to_merge(command, survivor, priors, ctx, unit, applied)
-        return applied
-    retire(survivor, retired, ctx, unit)
-    applied.patient_ids.append(retired.id)
-    return applied
-
-
-def _refuse_same_identifier(command: MergePatients) -> None:
-    if not any(i.value for i in command.prior):
-        raise Missing("The merge names no prior identifier.", attribute="prior_patient_id")
-    for prior in command.prior:
-        for kept in command.survivor.identifiers:
-            if prior.value == kept.value and set(authorities.matching(prior)) == set(
-                authorities.matching(kept)
-            ):
-                raise DuplicateKey(
-                    "Prior and surviving identifier are the same; nothing can be merged.",
-                    attribute="prior_patient_id",
-                )
-
-
-def _nothing_to_merge(
-    command: MergePatients,
-    survivor: Patient,
-    priors: list[Patient],
-    ctx: Context,
-    unit: Unit,
-    applied: Applied,
-) -> None:
-    """Merged already, or the prior identifier was never seen: it is kept as an alias, so that nothing revives it."""
-    if priors:
-        applied.warnings.append("This merge was applied before; nothing changed.")
-        return
-    applied.warnings.append("The prior identifier was not known; it is kept as an alias of the survivor.")
-    for identifier in command.prior:
-        row = PatientIdentifier(
-            patient_id=survivor.id,
-            value=identifier.value,
-            authority=authorities.get_or_make(identifier, unit),
-            type_code=identifier.type_code,
-            position=99,
-            status=PatientIdentifier.Status.ALIAS,
-        )
-        ctx.identifiers[survivor.id].append(row)
-        history.keep(row, unit, survivor.id)
-
-
-def retire(survivor: Patient, retired: Patient, ctx: Context, unit: Unit) -> PatientMerge:
-    """Move everything of one patient to another, note exactly what moved, and tell it upward."""
-    moved: dict[str, list[str]] = {"imagingservicerequest": [], "visit": [], "performedprocedurestep": []}
-    for request in ImagingServiceRequest.objects.filter(patient_id=retired.id):
-        request.patient_id = survivor.id
-        history.keep(request, unit, survivor.id)
-        moved["imagingservicerequest"].append(str(request.id))
-    taken = set(
-        Visit.objects.filter(patient_id=survivor.id).values_list("admission_id", "issuer_of_admission_id")
-    )
-    for visit in Visit.objects.filter(patient_id=retired.id):
-        if (visit.admission_id, visit.issuer_of_admission_id) in taken:
-            continue
-        visit.patient_id = survivor.id
-        history.keep(visit, unit, survivor.id)
-        moved["visit"].append(str(visit.id))
-    for performed in PerformedProcedureStep.objects.filter(patient_id=retired.id):
-        performed.patient_id = survivor.id
-        history.keep(performed, unit, survivor.id)
-        moved["performedprocedurestep"].append(str(performed.id))
-    for identifier in ctx.identifiers[retired.id]:
-        identifier.status = PatientIdentifier.Status.ALIAS
-        history.keep(identifier, unit, survivor.id)
-    retired.merged_into_id = survivor.id
-    history.keep(retired, unit, survivor.id)
-    merge_row = PatientMerge(
-        survivor_id=survivor.id, retired_id=retired.id, moved=moved, at=unit.at, cause=unit.cause
-    )
-    unit.save(merge_row)
-    unit.publish(PatientsMerged(survivor=survivor, retired=retired, moved=moved))
-    steps = _moved_steps(moved, unit)
-    _tell(survivor, ctx, unit, None, steps, created=False)
-    return merge_row
-
-
-def _moved_steps(moved: dict[str, list[str]], unit: Unit) -> tuple[ScheduledProcedureStep, ...]:
-    """Open steps of orders that just moved, bound to the order objects that wait to be written."""
-    pending = {r.id: r for r in unit.pending(ImagingServiceRequest)}
-    steps = ScheduledProcedureStep.objects.filter(
-        procedure__request_id__in=moved["imagingservicerequest"], status__in=OPEN
-    ).select_related("procedure__request__visit")
-    for step in steps:
-        step.procedure.request = pending.get(step.procedure.request_id, step.procedure.request)
-    return tuple(steps)
-
-
-def unmerge(merge_id: UUID, unit: Unit) -> PatientMerge:
-    """Undo a merge: what moved goes back, what came later stays with the survivor.
-
-    Raises NotAllowed when it was undone before or the survivor was itself merged since.
-    """
-    row = PatientMerge.objects.select_related("survivor", "retired").get(pk=merge_id)
-    lanes.lock_patients([row.survivor_id, row.retired_id])
-    row.refresh_from_db()
-    survivor, retired = row.survivor, row.retired
-    if row.undone_at is not None:
-        raise NotAllowed("This merge was undone before.")
-    if survivor.merged_into_id is not None:
-        raise NotAllowed("The surviving patient was merged on; undo that merge first.")
-    ctx = context.load(patients=[survivor.id, retired.id])
-    retired = ctx.patients[retired.id]
-    retired.merged_into_id = None
-    history.keep(retired, unit, retired.id)
-    for identifier in ctx.identifiers[retired.id]:
-        identifier.status = PatientIdentifier.Status.CURRENT
-        history.keep(identifier, unit, retired.id)
-    models: tuple[Any, ...] = (ImagingServiceRequest, Visit, PerformedProcedureStep)
-    for model in models:
-        ids = row.moved.get(model._meta.model_name or "", [])
-        for thing in model.objects.filter(pk__in=ids, patient_id=survivor.id):
-            thing.patient_id = retired.id
-            history.keep(thing, unit, retired.id)
-    row.undone_at, row.undone_cause = unit.at, unit.cause
-    unit.save(row)
-    unit.publish(PatientsMerged(survivor=survivor, retired=retired, moved=row.moved, undone=True))
-    _tell(retired, ctx, unit, None, _moved_steps(row.moved, unit), created=False)
-    return row
-
-
-def change_identifier(command: ChangeIdentifier, unit: Unit) -> Applied:
-    """Give one identifier of a patient another value (A47); the old one stays as an alias.
-
-    Raises UnknownKey when nobody has the prior value, DuplicateKey when another patient has the new one.
-    """
-    new = command.patient.identifiers[0]
-    lanes.lock([new.value, command.prior.value])
-    ctx = context.load(identifiers=[new.value, command.prior.value])
-    applied = Applied()
-    patient = _by_identifier(command.prior, ctx)
-    owner = _by_identifier(new, ctx)
-    if patient is None and owner is None:
-        raise UnknownKey("Nobody here has the prior identifier.", attribute="prior_patient_id")
-    if patient is None or (owner is not None and owner.id == patient.id):
-        applied.warnings.append("This change was applied before; nothing changed.")
-        settle(command.patient, ctx, unit, applied)
-        return applied
-    if owner is not None:
-        raise DuplicateKey(
-            "The new identifier is another patient's; merge them instead.", attribute="patient_id"
-        )
-    row = _own_identifier(command.prior, patient, ctx)
-    assert row is not None
-    replacement = PatientIdentifier(
-        patient_id=patient.id,
-        value=new.value,
-        authority=authorities.get_or_make(new, unit),
-        type_code=new.type_code or row.type_code,
-        position=row.position,
-    )
-    row.status = PatientIdentifier.Status.ALIAS
-    history.keep(row, unit, patient.id)
-    ctx.identifiers[patient.id].append(replacement)
-    history.keep(replacement, unit, patient.id)
-    settle(command.patient, ctx, unit, applied)
-    _tell(patient, ctx, unit, None, open_steps(patient.id), created=False)
-    return applied

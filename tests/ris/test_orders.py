@@ -1,5 +1,6 @@
 """Orders: joined or kept apart by their keys, made whole where a sender leaves gaps, never lost."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -135,6 +136,141 @@ def test_older_facts_do_not_overwrite_newer_ones():
     applied = place(group(OrderAction.CHANGE, accession="A1", sps="S1", modality="CT"), at=NOW)
     assert ScheduledProcedureStep.objects.get().modality == "MR"
     assert any("older" in w for w in applied.warnings)
+
+
+def late(*groups, **request):
+    """A message an hour older than the last one."""
+    given = [replace(g, request=request) for g in groups]
+    return place(*given, at=NOW - timedelta(hours=1))
+
+
+def newest(*groups, **request):
+    given = [replace(g, request=request) for g in groups]
+    return place(*given, at=NOW)
+
+
+def test_what_only_an_older_message_says_is_not_lost():
+    newest(replace(group(accession="A1", rp="R1", sps="S1", modality="MR"), procedure={}))
+    late(
+        group(accession="A1", placer="P1", filler="F1", rp="R1", sps="S1", code="CTHEAD", modality="CT",
+              scheduled_performing_physician_name="Berg^Ada"),
+        requesting_physician="Ahrens^Jonas", requesting_physician_id="P100", medical_alerts="Latex",
+    )  # fmt: skip
+    request, step = ImagingServiceRequest.objects.get(), ScheduledProcedureStep.objects.get()
+    assert (request.placer_order_number, request.filler_order_number) == ("P1", "F1")
+    assert (request.requesting_physician, request.requesting_physician_id) == ("Ahrens^Jonas", "P100")
+    assert request.details["medical_alerts"] == "Latex"
+    assert step.procedure.code_value == "CTHEAD"
+    assert (step.modality, step.scheduled_performing_physician_name) == ("MR", "Berg^Ada")
+    assert request.facts_at == NOW
+
+
+def test_of_what_is_one_statement_an_older_message_adds_no_part():
+    newest(
+        group(accession="A1", rp="R1", sps="S1", code="MRHEAD", start=None), requesting_physician="Berg^Ada"
+    )
+    RequestedProcedure.objects.update(code_meaning="")
+    late(
+        group(accession="A1", rp="R1", sps="S1", code="CTHEAD", start=NOW, start_has_time=False),
+        requesting_physician="Ahrens^Jonas", requesting_physician_id="P100",
+    )  # fmt: skip
+    request, step = ImagingServiceRequest.objects.get(), ScheduledProcedureStep.objects.get()
+    assert (request.requesting_physician, request.requesting_physician_id) == ("Berg^Ada", "")
+    assert (step.procedure.code_value, step.procedure.code_meaning) == ("MRHEAD", "")
+    assert (step.start, step.start_has_time) == (NOW, False)
+
+
+def test_what_was_emptied_stays_empty_until_a_newer_message_fills_it():
+    newest(group(accession="A1"), medical_alerts="", institution_name="")
+    late(group(OrderAction.CHANGE, accession="A1"), medical_alerts="Latex", institution_name="Old")
+    request = ImagingServiceRequest.objects.get()
+    assert "medical_alerts" not in request.details and request.institution_name == ""
+    given = replace(group(OrderAction.CHANGE, accession="A1"), request={"medical_alerts": "None"})
+    place(given, at=NOW + timedelta(hours=1))
+    late(group(OrderAction.CHANGE, accession="A1"), medical_alerts="Latex", institution_name="Old")
+    request.refresh_from_db()
+    assert (request.details["medical_alerts"], request.institution_name) == ("None", "")
+
+
+def test_an_older_message_adds_the_procedure_and_step_that_only_it_names():
+    newest(group(accession="A1", rp="R1", sps="S1"))
+    late(
+        group(accession="A1", rp="R1", sps="S1"),
+        group(accession="A1", rp="R1", sps="S2"),
+        group(accession="A1", rp="R2", sps="S3", code="CTCHEST"),
+    )
+    found = {s.scheduled_procedure_step_id: s.procedure.requested_procedure_id
+             for s in ScheduledProcedureStep.objects.all()}  # fmt: skip
+    assert found == {"S1": "R1", "S2": "R1", "S3": "R2"}
+
+
+def test_procedures_of_two_ids_are_two_though_they_have_one_code_and_no_study():
+    place(group(accession="A1", rp="R1", sps="S1"), group(accession="A1", rp="R2", sps="S2"))
+    place(group(accession="A2", rp="R1"))
+    place(group(accession="A2", rp="R2"), at=NOW + timedelta(minutes=1))
+    for accession in ("A1", "A2"):
+        found = RequestedProcedure.objects.filter(request__accession_number=accession)
+        assert sorted(p.requested_procedure_id for p in found) == ["R1", "R2"]
+        assert len({p.study_instance_uid for p in found}) == 2
+        assert all(p.steps.count() == 1 for p in found)
+
+
+def test_an_older_message_adds_nothing_unsure_and_to_an_order_that_was_cancelled_only_what_is_cancelled():
+    newest(group(accession="A1", code="MRHEAD"))  # ids of our own: another code may be the same exam, changed
+    late(group(accession="A1", code="CTHEAD"))
+    assert RequestedProcedure.objects.get().code_value == "MRHEAD"
+    newest(group(accession="A2", rp="R1", sps="S1"))
+    place(group(OrderAction.CANCEL, accession="A2", detail=False), at=NOW)
+    late(group(accession="A2", rp="R2", sps="S2"))
+    second = ScheduledProcedureStep.objects.filter(procedure__request__accession_number="A2")
+    assert sorted((s.scheduled_procedure_step_id, s.status) for s in second) == [
+        ("S1", "CANCELED"), ("S2", "CANCELED"),
+    ]  # fmt: skip
+
+
+def hours(number):
+    return NOW + timedelta(hours=number)
+
+
+def test_a_late_new_order_does_not_reopen_what_was_cancelled_after_it():
+    place(group(accession="A1", sps="S1"), at=hours(0))
+    place(group(OrderAction.CANCEL, accession="A1", detail=False), at=hours(2))
+    place(group(accession="A1", sps="S1", modality="MR"), at=hours(1))
+    step = ScheduledProcedureStep.objects.get()
+    assert (step.status, step.modality) == ("CANCELED", "MR")
+    place(group(accession="A1", sps="S1"), at=hours(3))
+    step.refresh_from_db()
+    assert step.status == "SCHEDULED"
+
+
+def test_a_late_cancel_does_not_undo_the_order_placed_again_after_it():
+    place(group(accession="A1", sps="S1"), at=hours(0))
+    place(group(OrderAction.CANCEL, accession="A1", detail=False), at=hours(1))
+    place(group(accession="A1", sps="S1"), at=hours(3))
+    applied = place(group(OrderAction.CANCEL, accession="A1", detail=False), at=hours(2))
+    assert ScheduledProcedureStep.objects.get().status == "SCHEDULED"
+    assert any("newer message" in w for w in applied.warnings)
+
+
+def test_a_cancel_that_comes_after_a_newer_change_is_carried_out():
+    place(group(accession="A1", sps="S1"), at=hours(0))
+    place(group(OrderAction.CHANGE, accession="A1", sps="S1", modality="MR"), at=hours(3))
+    place(group(OrderAction.CANCEL, accession="A1", detail=False), at=hours(2))
+    assert ScheduledProcedureStep.objects.get().status == "CANCELED"
+
+
+def test_a_late_cancel_of_one_step_is_carried_out_although_another_was_cancelled_later():
+    place(group(accession="A1", rp="R1", sps="S1"), group(accession="A1", rp="R1", sps="S2"), at=hours(0))
+    place(group(OrderAction.CANCEL, accession="A1", rp="R1", sps="S2"), at=hours(3))
+    place(group(OrderAction.CANCEL, accession="A1", rp="R1", sps="S1"), at=hours(2))
+    assert {s.status for s in ScheduledProcedureStep.objects.all()} == {"CANCELED"}
+
+
+def test_an_older_message_moves_no_step():
+    newest(group(accession="A1", sps="S1"))
+    place(group(OrderAction.HOLD, accession="A1", detail=False), at=NOW)
+    late(group(OrderAction.STATUS, accession="A1", sps="S1", status="STARTED"))
+    assert ScheduledProcedureStep.objects.get().status == "HELD"
 
 
 def test_hold_takes_a_step_off_and_release_brings_it_back():

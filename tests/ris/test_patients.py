@@ -8,7 +8,7 @@ from common.store import unit_of_work
 from ris.commands import ChangeIdentifier, Identifier, MergePatients, VisitFacts
 from ris.errors import DuplicateKey, Missing
 from ris.models import ImagingServiceRequest, Patient, PatientIdentifier, PatientMerge, Visit
-from ris.services import patients
+from ris.services import merging, patients
 from tests.ris.making import NOW, group, place, register, who
 
 pytestmark = pytest.mark.django_db
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db
 
 def merge(survivor: str, prior: str) -> None:
     with unit_of_work("hl7:9") as unit:
-        patients.merge(MergePatients(who(survivor, name="Sommer^Clara"), (Identifier(prior, "HOSP"),)), unit)
+        merging.merge(MergePatients(who(survivor, name="Sommer^Clara"), (Identifier(prior, "HOSP"),)), unit)
 
 
 def test_one_number_of_two_authorities_is_two_patients():
@@ -39,7 +39,7 @@ def test_an_update_sets_what_it_names_and_deletes_what_it_empties():
     register(who(name="Sommer-Berg^Clara", values={"patient_address": ""}))
     patient = Patient.objects.get()
     assert patient.patient_name == "Sommer-Berg^Clara"
-    assert patient.details == {"allergies": "latex"}
+    assert patient.details == {"allergies": "latex", "emptied": ["patient_address"]}
     assert patient.patient_name_search == "sommer-berg clara"
 
 
@@ -48,6 +48,19 @@ def test_an_older_update_does_not_overwrite_a_newer_one():
     applied = register(who(name="Old^Name", facts_at=NOW - timedelta(hours=1)))
     assert Patient.objects.get().patient_name == "New^Name"
     assert applied.warnings
+
+
+def test_an_older_update_fills_what_was_never_said_and_not_what_was_emptied():
+    register(who(facts_at=NOW, birth="", values={"patient_address": ""}))
+    older = {"patient_address": "Lane 1", "allergies": "latex"}
+    register(who(facts_at=NOW - timedelta(hours=1), birth="19600512", values=older))
+    patient = Patient.objects.get()
+    assert patient.details == {"allergies": "latex", "emptied": ["patient_address", "patient_birth_date"]}
+    assert patient.patient_birth_date == ""
+    register(who(facts_at=NOW + timedelta(hours=1), birth="19600512", values={"patient_address": "Lane 2"}))
+    patient.refresh_from_db()
+    assert (patient.patient_birth_date, patient.details["patient_address"]) == ("19600512", "Lane 2")
+    assert "emptied" not in patient.details
 
 
 def test_a_patient_without_identifier_is_refused():
@@ -127,7 +140,7 @@ def test_unmerge_brings_back_exactly_what_moved():
     merge("1", "2")
     place(group(accession="A2"), patient=who("1", authoritative=False))
     with unit_of_work("user:1") as unit:
-        patients.unmerge(PatientMerge.objects.get().id, unit)
+        merging.unmerge(PatientMerge.objects.get().id, unit)
     owners = {
         r.accession_number: r.patient.identifiers.get().value for r in ImagingServiceRequest.objects.all()
     }
@@ -139,6 +152,6 @@ def test_unmerge_brings_back_exactly_what_moved():
 def test_a_changed_identifier_keeps_the_old_one_as_alias():
     register(who("1"))
     with unit_of_work("hl7:3") as unit:
-        patients.change_identifier(ChangeIdentifier(who("9"), Identifier("1", "HOSP")), unit)
+        merging.change_identifier(ChangeIdentifier(who("9"), Identifier("1", "HOSP")), unit)
     patient = Patient.objects.get()
     assert {i.value: i.status for i in patient.identifiers.all()} == {"1": "alias", "9": "current"}

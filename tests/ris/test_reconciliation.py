@@ -9,7 +9,7 @@ from ris.commands import Identifier, MergePatients
 from ris.errors import DuplicateKey, NotAllowed
 from ris.models import ReconciliationCase, RequestedProcedure, ScheduledProcedureStep, StudyMatch
 from ris.reconciliation import cases
-from ris.services import patients
+from ris.services import merging, patients
 from tests.ris.making import group, make_study, place, register, who
 
 pytestmark = pytest.mark.django_db
@@ -73,7 +73,7 @@ def test_an_alias_of_the_patient_agrees():
     place(group(accession="A1", uid="1.2.3"), patient=who("4711", authoritative=False))
     register(who("5000"))
     with unit_of_work("hl7:5") as unit:
-        patients.merge(MergePatients(who("5000"), (Identifier("4711", "HOSP"),)), unit)
+        merging.merge(MergePatients(who("5000"), (Identifier("4711", "HOSP"),)), unit)
     match = settle(make_study(uid="1.2.3", patient_id="4711"))
     assert match is not None
     study = Study.objects.get()
@@ -178,12 +178,12 @@ def test_a_merge_reaches_linked_studies_and_its_undoing_too():
     settle(study)
     register(who("1"))
     with unit_of_work("hl7:9") as unit:
-        patients.merge(MergePatients(who("1"), (Identifier("2", "HOSP"),)), unit)
+        merging.merge(MergePatients(who("1"), (Identifier("2", "HOSP"),)), unit)
     study.refresh_from_db()
     assert study.patient_id == "1"
     from ris.models import PatientMerge
 
     with unit_of_work("user:1") as unit:
-        patients.unmerge(PatientMerge.objects.get().id, unit)
+        merging.unmerge(PatientMerge.objects.get().id, unit)
     study.refresh_from_db()
     assert study.patient_id == "2"

@@ -15,7 +15,7 @@ from common.store import unit_of_work
 from pacs.dimse import status
 from pacs.dimse.registry import Refused
 from ris.models import ScheduledProcedureStep, Station
-from ris.services import steps
+from ris.services import merging, steps
 from tests.ris.making import group, place, register, who
 from tests.worklist.asking import ask, found, query, request_for
 from worklist import projection, scp
@@ -336,10 +336,9 @@ def test_an_item_follows_its_patient_its_order_and_a_merge() -> None:
     assert found(query(PatientName="anders*")) == ["M1"]
     assert found(query(PatientName="alt*")) == []
     from ris.commands import Identifier, MergePatients
-    from ris.services import patients
 
     with unit_of_work("hl7:9") as unit:
-        patients.merge(MergePatients(who("2", name="Neu^B"), (Identifier("1", "HOSP"),)), unit)
+        merging.merge(MergePatients(who("2", name="Neu^B"), (Identifier("1", "HOSP"),)), unit)
     (answer,) = ask(query(PatientID="2", IssuerOfPatientID=""))
     assert (str(answer.PatientName), answer.AccessionNumber) == ("Neu^B", "M1")
     from ris.commands import OrderAction

@@ -20,7 +20,7 @@ from integration.fhir.checking import problems
 from pacs.models import Instance, Study
 from ris.commands import Identifier, MergePatients
 from ris.models import Patient
-from ris.services import patients, reports
+from ris.services import merging, reports
 from tests.integration.outbound.making import addended, imaged, moved, ordered, reader, signed
 from tests.ris.making import make_study, register, who
 
@@ -180,7 +180,7 @@ def test_an_unmatched_study_names_no_patient_of_ours(fhir: Fhir) -> None:
 def test_a_merged_patient_stays_readable_with_a_link(fhir: Fhir) -> None:
     old, new = (register(who(n)).patient_ids[0] for n in ("1", "2"))
     with unit_of_work("hl7:1") as unit:
-        patients.merge(MergePatients(who("2"), (Identifier("1", "HOSP"),)), unit)
+        merging.merge(MergePatients(who("2"), (Identifier("1", "HOSP"),)), unit)
     retired = fhir.get(f"Patient/{old}")
     assert retired["active"] is False and retired["link"][0]["type"] == "replaced-by"
     assert fhir.get(f"Patient/{new}")["link"][0]["other"]["reference"] == f"Patient/{old}"

@@ -15,7 +15,7 @@ from ris.commands import Identifier, MergePatients
 from ris.events import StudyGrew
 from ris.models import StudyMatch
 from ris.reconciliation import cases
-from ris.services import patients
+from ris.services import merging
 from tests.integration.outbound.making import (
     addended,
     fhir_destination,
@@ -131,7 +131,7 @@ def test_a_merge_moves_the_study_and_links_both_patients() -> None:
         signed(procedure)
         drain(destination)
         with unit_of_work("hl7:9") as unit:
-            survivor = patients.merge(MergePatients(who("9999"), (Identifier("4711", "HOSP"),)), unit)
+            survivor = merging.merge(MergePatients(who("9999"), (Identifier("4711", "HOSP"),)), unit)
         new = survivor.patient_ids[0]
         drain(destination)
         subjects = {r["subject"]["reference"] for kind in ("ImagingStudy", "DiagnosticReport", "ServiceRequest")

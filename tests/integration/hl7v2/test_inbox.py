@@ -334,6 +334,37 @@ def test_enhanced_mode_gets_the_commit_code(any_source):
     assert Message.objects.latest("id").state == "refused"
 
 
+def test_both_answers_of_enhanced_mode_come_and_come_again_for_a_repeated_message(door, connect):
+    raw = adt().replace(b"|P|2.5.1||||||", b"|P|2.5.1|||AL|AL||")
+    client = connect(door)
+    for _ in range(2):
+        commit, application = client.send(raw), client.read(20)
+        assert [code_of(commit), code_of(application)] == ["CA", "AA"]
+        control_id = parse(raw).control_id
+        assert {a.first("MSA").value(2) for a in (commit, application)} == {control_id}
+    assert Message.objects.count() == 1
+    refused = adt(identifier="").replace(b"|P|2.5.1||||||", b"|P|2.5.1|||AL|ER||")
+    assert [code_of(client.send(refused)), code_of(client.read(20))] == ["CE", "AE"]
+
+
+def test_who_asks_for_an_orders_state_is_told(any_source):
+    """ORC-1 SS is answered by SR with ORC-5, whatever the source's policy for answers; an unknown order by UA."""
+
+    def asked(number="PL1"):
+        answer = parse(receive(orm(f"ORC|SS|{number}"), PEER).ack)
+        orc = answer.first("ORC")
+        return answer.header.field(9), code_of(answer), orc.value(1), orc.value(2), orc.value(5)
+
+    assert asked() == ("ORR^O02^ORR_O02", "AE", "UA", "PL1", "")
+    receive(orm(accession="A1", filler="F1"), PEER)
+    assert asked() == ("ORR^O02^ORR_O02", "AA", "SR", "PL1", "SC")
+    for status, expected in (("STARTED", "IP"), ("COMPLETED", "CM"), ("CANCELED", "CA"), ("HELD", "HD"),
+                             ("DISCONTINUED", "DC")):  # fmt: skip
+        ScheduledProcedureStep.objects.update(status=status)
+        assert asked()[4] == expected
+        assert ScheduledProcedureStep.objects.get().status == status
+
+
 def test_nul_and_other_control_characters_in_values_do_no_harm(any_source):
     raw = adt(name="DO\\X00\\E^JA\x01NE\x7f")
     assert receive(raw, PEER).code == "AA"

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from integration import sources
 from integration.hl7v2.framing import encode
 from integration.models import Message, Source
 from ris.models import Patient
@@ -19,6 +20,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def codes(client, count):
     return [client.read().first("MSA").value(1) for _ in range(count)]
+
+
+def code_of(ack):
+    return ack.first("MSA").value(1)
 
 
 def ids(client, count):
@@ -235,3 +240,43 @@ def _sha256_of(cert):
     import hashlib
 
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(cert.read_text())).hexdigest()
+
+
+# -- bounds of a source
+
+
+def bound(**profile):
+    Source.objects.update(profile=profile)
+    sources.forget()
+
+
+def test_a_source_has_its_own_longest_message(door, connect):
+    bound(max_kb=2)
+    client = connect(door)
+    long = adt(control_id="LONG").replace(b"DOE^JANE", b"DOE^" + b"J" * 3000)
+    ack = client.send(long)
+    assert (code_of(ack), ack.first("ERR").value(3), ack.first("MSA").value(2)) == ("AR", "207", "LONG")
+    assert code_of(client.send(adt())) == "AA"
+    row = Message.objects.get(control_id="LONG")
+    assert (row.state, bytes(row.raw)) == ("rejected", long[:4096])
+
+
+def test_a_silent_connection_of_a_source_is_closed_after_its_own_time(open_door, any_source, connect):
+    bound(idle_seconds=1)
+    client = connect(open_door(frame_seconds=1.0))
+    assert code_of(client.send(adt())) == "AA"
+    assert client.is_closed(20)
+
+
+def test_a_source_keeps_its_pace_over_all_its_connections(door, connect):
+    """600 a minute: ten answers over two connections take most of a second; another source does not wait."""
+    bound(per_minute=600)
+    started = time.monotonic()
+    clients = [connect(door), connect(door)]
+    for number in range(5):
+        for client in clients:
+            client.write(encode(adt(identifier=f"P{number}^^^HOSP")))
+    for client in clients:
+        for _ in range(5):
+            assert code_of(client.read(30)) == "AA"
+    assert time.monotonic() - started >= 0.8

@@ -1,11 +1,15 @@
 """Reports from outside (ORU, MDM): versions of the order's report, older never over newer."""
 
+import base64
+import hashlib
+
 import pytest
+from django.db import DatabaseError, transaction
 
 from integration import sources
 from integration.inbox import Peer, receive
 from integration.models import Message, Source
-from ris.models import ImagingServiceRequest, Report, ReportVersion
+from ris.models import ImagingServiceRequest, Report, ReportDocument, ReportVersion
 from tests.conftest import sample
 from tests.integration.hl7v2.making import message, msh, orm, pid
 
@@ -189,3 +193,63 @@ def test_the_structured_report_of_dcm4che_is_filed_for_its_order(any_source):
     assert "The right kidney is slightly enlarged" in version.findings
     assert "Malignant neoplasm of left renal pelvis" in version.findings
     assert version.signer_name.startswith("VerifyingObserverFN^VerifyingObserverGN")
+
+
+PDF = b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj<<>>endobj\ntrailer<<>>\n%%EOF\n"
+
+
+def ed(number: int, data: bytes, kind: str = "Application^PDF", encoding: str = "Base64") -> str:
+    text = data.hex() if encoding == "Hex" else base64.b64encode(data).decode()
+    return f"OBX|{number}|ED|18748-4^Diagnostic Imaging Report^LN||RIS^{kind}^{encoding}^{text}||||||F"
+
+
+@pytest.mark.parametrize("encoding", ["Base64", "Hex"])
+def test_a_pdf_is_kept_with_its_version_byte_for_byte(filing, encoding):
+    assert receive(oru(ed(1, PDF, encoding=encoding)), PEER).code == "AA"
+    version = ReportVersion.objects.get()
+    assert "kept with this version" in version.findings
+    document = version.documents.get()
+    assert bytes(document.content) == PDF and document.sha256 == hashlib.sha256(PDF).hexdigest()
+    assert (document.media_type, document.title, document.size) == (
+        "application/pdf", "Diagnostic Imaging Report", len(PDF),
+    )  # fmt: skip
+    assert list(version.listed_documents()) == [document]
+    with pytest.raises(DatabaseError), transaction.atomic():
+        ReportDocument.objects.update(title="other")
+
+
+def test_text_and_several_documents_stay_together_and_another_document_is_another_version(filing):
+    text = "OBX|1|TX|F^FINDINGS^L||No bleed.||||||F"
+    jpeg = b"\xff\xd8\xff\xe0" + b"x" * 50
+    first = oru(text, ed(2, PDF), ed(3, jpeg, "Image^JPEG"), at="20260301100000+0000")
+    assert receive(first, PEER).code == "AA"
+    receive(oru(text, ed(2, PDF), ed(3, jpeg, "Image^JPEG"), at="20260301110000+0000"), PEER)
+    assert "filed before" in Message.objects.latest("id").warnings[0]
+    receive(oru(text, ed(2, PDF + b"\n"), at="20260301120000+0000"), PEER)
+    kept = [
+        (v.status, v.findings, [d.media_type for d in v.documents.all()])
+        for v in ReportVersion.objects.order_by("number")
+    ]
+    assert kept == [
+        ("FINAL", "No bleed.", ["application/pdf", "image/jpeg"]),
+        ("CORRECTED", "No bleed.", ["application/pdf"]),
+    ]
+
+
+def test_a_document_is_what_its_bytes_say_and_one_that_cannot_be_read_is_noted(filing):
+    page = b"<script>alert(1)</script>"
+    receive(oru(ed(1, page), "OBX|2|ED|x||RIS^Application^PDF^Base64^%%%||||||F"), PEER)
+    document = ReportDocument.objects.get()
+    assert document.media_type == "application/octet-stream"
+    assert any(
+        "cannot be read" in w and w.startswith("OBX^2^5") for w in Message.objects.latest("id").warnings
+    )
+
+
+def test_the_document_of_an_mdm_is_kept_too(filing):
+    raw = message(
+        msh("MDM^T02^MDM_T02"), "EVN|T02|20260301150000+0000", pid(), "PV1|1|O",
+        "TXA|1|DI|AP|||||||||D1||PL1|||AU", ed(1, PDF),
+    )  # fmt: skip
+    assert receive(raw, PEER).code == "AA"
+    assert bytes(ReportDocument.objects.get().content) == PDF

@@ -15,7 +15,7 @@ from integration import delivery
 from integration.models import DeliveryAttempt, Destination, OutboxItem
 from ris.commands import MergePatients
 from ris.models import Patient
-from ris.services import patients
+from ris.services import merging
 from tests.conftest import require_peer
 from tests.integration.outbound.making import addended, hl7_destination, moved, ordered, signed, states
 from tests.integration.outbound.test_delivery import drain, outcomes
@@ -63,7 +63,7 @@ def test_patients_are_told_when_new_changed_and_merged_in_that_order() -> None:
 def merge() -> Any:
     """Patient 2 goes into patient 1."""
     with unit_of_work("user:1") as unit:
-        return patients.merge(MergePatients(survivor=who("1"), prior=who("2").identifiers), unit)
+        return merging.merge(MergePatients(survivor=who("1"), prior=who("2").identifiers), unit)
 
 
 def test_what_waits_about_a_retired_patient_goes_before_its_merge() -> None:

@@ -232,6 +232,14 @@ def test_an_item_that_keeps_killing_its_worker_is_parked() -> None:
     assert states(destination) == ["parked"]
 
 
+def test_pauses_double_up_to_the_longest_and_half_of_each_is_chance() -> None:
+    destination = hl7_destination(1, retry_seconds=2, retry_seconds_most=60)
+    for failures, whole in ((1, 2), (2, 4), (3, 8), (6, 60), (1000, 60)):
+        pauses = {delivery.backoff(destination, failures) for _ in range(50)}
+        assert whole / 2 <= min(pauses) < max(pauses) <= whole
+        assert len(pauses) > 40
+
+
 @pytest.mark.django_db(transaction=True)
 def test_many_workers_at_once_keep_the_order_of_each_lane() -> None:
     with His(otherwise=late(0.01)) as his:
