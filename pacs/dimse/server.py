@@ -122,7 +122,9 @@ class Server:
             if sock in self._listeners:
                 self._accept(sock)  # type: ignore[arg-type]
             else:
-                self._advance(self._pending[sock])  # type: ignore[index]
+                pending = self._pending.get(sock)  # type: ignore[call-overload]
+                if pending is not None:  # else it was dropped for the one that was just taken
+                    self._advance(pending)
         now = time.monotonic()
         for pending in [p for p in self._pending.values() if p.deadline < now]:
             self._drop(pending)
@@ -138,7 +140,11 @@ class Server:
         sock.setblocking(False)
         context = self._listeners[listener]
         if context is not None:
-            sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            try:
+                sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:  # gone by a reset
+                sock.close()
+                return
         pending = Pending(
             sock, str(peer[0]), time.monotonic() + SET_UP_SECONDS, shaking_hands=context is not None
         )

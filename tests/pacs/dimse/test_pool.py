@@ -7,14 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pacs.dimse import stream
-from pacs.dimse.admission import Limits, Slots
+from pacs.dimse.admission import Admission, Limits, Slots, StaticDirectory
 from pacs.dimse.negotiation import Reject
+from pacs.dimse.registry import Registry
+from pacs.dimse.server import Server
 from pacs.dimse.shared import Table, TableBusy
 from tests.engine import Engine
 from tests.pacs.dimse.test_protocol import CT, EXPLICIT, IMPLICIT, VERIFICATION, WORKLIST, read_pdu, request
@@ -84,6 +88,37 @@ def test_a_table_that_a_stopped_process_holds_refuses_instead_of_waiting_for_eve
         holder.kill()
         holder.communicate()
         os.close(fd)
+
+
+def test_a_caller_that_was_dropped_for_another_may_still_have_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both in one look at the sockets: a new caller, and bytes of the one that must go for it."""
+    monkeypatch.setattr("pacs.dimse.server.MAX_PENDING", 1)
+    registry, slots = Registry(), Slots()
+    admission = Admission(StaticDirectory([]), registry, ["ORDERLY"], slots)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server({listener: None}, registry, admission, slots)
+        look = server._selector.select
+
+        def callers_first(seconds: float) -> list[Any]:
+            deadline = time.monotonic() + 20
+            while len(found := look(seconds)) < wanted and time.monotonic() < deadline:
+                pass
+            return sorted(found, key=lambda event: event[0].fileobj is not listener)
+
+        monkeypatch.setattr(server._selector, "select", callers_first)
+        wanted = 1
+        with socket.create_connection(listener.getsockname()) as first:
+            server._loop(1)
+            first.sendall(b"\1")
+            with socket.create_connection(listener.getsockname()) as second:
+                wanted = 2
+                server._loop(1)
+                assert [pending.sock.getpeername() for pending in server._pending.values()] == [
+                    second.getsockname()
+                ]
+                first.settimeout(20)
+                assert _has_ended(first)
+        server._drain()
 
 
 def test_limits_in_proportion_and_too_few() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -143,6 +144,25 @@ def test_one_that_begins_a_handshake_and_stops_is_dropped_and_holds_up_nobody(
     began = datetime.datetime.now()
     assert idle.recv(100) == b""
     assert datetime.datetime.now() - began < datetime.timedelta(seconds=20)
+
+
+def test_one_that_is_gone_before_it_was_taken_does_no_harm(papers: Path, settings) -> None:
+    settings.ORDERLY_TLS_CERTIFICATE = str(papers / "server.pem")
+    settings.ORDERLY_TLS_KEY = str(papers / "server.key")
+    settings.ORDERLY_TLS_CA = str(papers / "ca.pem")
+    registry, slots = Registry(), Slots()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        admission = Admission(StaticDirectory([]), registry, ["ORDERLY"], slots)
+        server = Server({listener: tls_context()}, registry, admission, slots)
+        for said in (b"", b"\x16\x03\x01"):
+            gone = socket.create_connection(listener.getsockname())
+            gone.sendall(said)
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            gone.close()  # by a reset, while it waits in the backlog
+            server._loop(20)
+            server._loop(0)
+            assert not server._pending
+        server._drain()
 
 
 def test_echoscu_of_dcmtk_speaks_tls_with_us(port: int, papers: Path) -> None:
