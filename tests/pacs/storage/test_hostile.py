@@ -84,6 +84,28 @@ def test_what_was_set_aside_is_indexed_when_it_is_tried_again_and_can_be_read(
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("trouble", [TypeError, RecursionError, MemoryError, AttributeError])
+def test_whatever_a_header_does_to_its_reader_the_rest_of_the_batch_is_indexed(
+    spooled: Any, monkeypatch: pytest.MonkeyPatch, trouble: type[Exception]
+) -> None:
+    real = header.read
+
+    def read(data: Any, *rest: Any, **more: Any) -> Any:
+        if b"HOSTILE" in bytes(data):
+            raise trouble
+        return real(data, *rest, **more)
+
+    monkeypatch.setattr(header, "read", read)
+    spooled(SOPInstanceUID="1.2.3.1.2")
+    spooled(SOPInstanceUID="1.2.3.1.9", StudyID="HOSTILE")
+    spooled(SOPInstanceUID="1.2.3.1.3")
+    while indexing.index_once():
+        pass
+    assert Instance.objects.count() == 2
+    assert SetAside.objects.get().detail == f"cannot be read: {trouble.__name__}"
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_deflated_bomb_is_set_aside(data_dir: Path) -> None:
     deflater = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     bomb = deflater.compress(encoded(data_set(pixels=0))[:-12])
