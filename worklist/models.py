@@ -94,7 +94,12 @@ class WorklistItem(models.Model):
         ordering = ["start", "step"]
         indexes = [
             models.Index(fields=["start_date", "start_time"]),
-            models.Index(fields=["start_date"], name="worklist_waiting", condition=models.Q(waiting=True)),
+            # A scanner usually asks for its day and modality.
+            models.Index(
+                fields=["start_date", "modality"],
+                name="worklist_waiting_day",
+                condition=models.Q(waiting=True),
+            ),
             GinIndex(fields=["scheduled_station_ae_titles"], name="worklist_ae_titles"),
             models.Index(fields=["patient_id"]),
             models.Index(fields=["accession_number"]),
