@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 400  #: objects; each holds a file descriptor until the batch is synced
 BATCH_BYTES = 128 * 1024 * 1024  #: of objects that are copied out of segments: so much is synced at once
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 COMING_SECONDS = 0.2  #: objects that came so lately are likely to be followed by more, which are waited for …
 PATIENCE_SECONDS = 3.0  #: … but no longer than this …
 COMPANY = 500  #: … nor for more than this many

@@ -526,9 +526,14 @@ class Torn:
     end: int
 
 
+def is_segment(path: Path) -> bool:
+    """Whether this is a segment of the present layout; any other file is left alone."""
+    return path.suffix == ".seg" and len(path.stem.partition("-")[2]) == 16
+
+
 def salt_of(segment: Path) -> bytes:
-    """What the records of this segment carry, from its name. Raises ValueError for a name that is none of ours."""
-    return bytes.fromhex(segment.stem.partition("-")[2]).rjust(8, b"\0")
+    """What the records of this segment carry, from its name."""
+    return bytes.fromhex(segment.stem.partition("-")[2])
 
 
 def folders(base: Path | None = None) -> Iterator[tuple[Path, bool]]:
@@ -559,14 +564,14 @@ def _alive(folder: Path) -> bool:
 def entries(folder: Path, orphaned: bool) -> Iterator[Entry | Torn]:
     """What waits in a receiver's folder, oldest first. A dead receiver's unfinished parts are removed."""
     names = sorted(os.listdir(folder))
-    newest = max((name for name in names if name.endswith(".seg")), default="")
+    newest = max((name for name in names if is_segment(folder / name)), default="")
     for name in names:
         path = folder / name
         if name.endswith(".obj"):
             entry = _entry_of_name(path, orphaned)
             if entry:
                 yield entry
-        elif name.endswith(".seg"):
+        elif is_segment(path):
             yield from _records(path, position(path), orphaned, orphaned or name != newest)
         elif name.endswith(".part") and orphaned:
             path.unlink(missing_ok=True)
@@ -698,7 +703,7 @@ def free(done: list[Entry]) -> None:
 
 def clean(folder: Path, orphaned: bool) -> None:
     """Let go of segments that are read to their end, all but a live receiver's newest; and of an empty dead folder."""
-    segments = sorted(folder.glob("*.seg"))
+    segments = sorted(filter(is_segment, folder.glob("*.seg")))
     for path in segments if orphaned else segments[:-1]:
         if next(_records(path, position(path), orphaned, True), None) is None:
             _retire(path)
@@ -759,7 +764,7 @@ def _first(path: Path, orphaned: bool, count: int) -> list[Entry]:
     if path.suffix == ".obj":
         entry = _entry_of_name(path, orphaned)
         return [entry] if entry else []
-    if path.suffix == ".seg":
+    if is_segment(path):
         records = _records(path, position(path), orphaned, orphaned)
         return list(itertools.islice((one for one in records if isinstance(one, Entry)), count))
     return []

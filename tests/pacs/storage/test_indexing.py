@@ -18,9 +18,9 @@ from pacs import indexing
 from pacs.events import StudySettled
 from pacs.models import Instance, Series, SetAside, Study
 from pacs.storage import spool
-from pacs.storage.part10 import read_prefix
+from pacs.storage.part10 import Origin, read_prefix
 from pacs.storage.volume import open_file
-from tests.pacs.storage.conftest import data_set, encoded
+from tests.pacs.storage.conftest import CT, EXPLICIT, data_set, encoded
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -316,6 +316,47 @@ def test_a_segment_that_is_read_is_written_over_and_what_it_held_never_comes_bac
     index_all()
     assert list(Instance.objects.values_list("sop_instance_uid", flat=True)) == ["1.2.3.1.99"]
     assert not SetAside.objects.exists()
+
+
+def test_medium_objects_that_come_at_once_take_buffers_as_far_as_these_go(
+    spooled: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "BUFFERS", 3)
+    sent, coming = {}, []
+    for number in range(1, 8):
+        uid = f"1.2.3.1.{number}"
+        sent[uid] = encoded(data_set(200_000 + number, SOPInstanceUID=uid))
+        coming.append((spool.mine().begin(Origin(CT, uid, EXPLICIT, "CT01", "ORDERLY")), sent[uid]))
+    for at in range(0, 250_000, 50_000):
+        for incoming, data in coming:
+            incoming.write(data[at : at + 50_000])
+    for incoming, data in coming:
+        with incoming.received() as received:
+            assert received == data
+        incoming.commit()
+    assert len(list(spool.mine().folder.glob("*.obj"))) == 4
+    index_all()
+    rows = {row.sop_instance_uid: row for row in Instance.objects.all()}
+    assert {uid: bytes_of(row)[row.data_set_offset :] for uid, row in rows.items()} == sent
+
+
+def test_an_object_that_was_given_up_leaves_nothing_and_a_file_of_another_layout_is_left_alone(
+    spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in (1000, 300_000, 3_000_000):
+        given_up = spool.mine().begin(Origin(CT, "1.2.3.1.9", EXPLICIT, "CT01", "ORDERLY"))
+        given_up.write(bytes(size))
+        given_up.discard()
+        given_up.discard()
+    spooled(SOPInstanceUID="1.2.3.1.1", pixels=100_000)
+    stranger = spool.mine().folder / "00000001.seg"
+    stranger.write_bytes(b"ORD1 of an earlier build")
+    spool.mine().close()
+    monkeypatch.setattr(spool, "_mine", None)
+    index_all()
+    assert list(Instance.objects.values_list("sop_instance_uid", flat=True)) == ["1.2.3.1.1"]
+    assert not SetAside.objects.exists()
+    assert sorted(path.name for path in stranger.parent.iterdir()) == ["00000001.seg", "lock"]
 
 
 def test_spare_segments_are_as_many_as_they_may_be(
