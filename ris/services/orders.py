@@ -36,6 +36,8 @@ _MADE = "made"
 """In a row's `details`: which of its keys we made because the sender left them out; those may be replaced."""
 _SAID_AT = "said_at"
 """In a step's `made`: how old the newest message is that ended, held, released or reopened it."""
+_KNOWN_AT = "known_at"
+"""In a step's `made`: how old its own facts are, where a newer message spoke of the order but not of this step."""
 
 
 def ask(command: ApplyOrders) -> Callable[[], Context]:
@@ -96,6 +98,10 @@ class _Work:
         self.claimed: set[Any] = set()
         """Steps that an earlier group of this message spoke of."""
         self.moves: list[tuple[ScheduledProcedureStep, str]] = []
+        self.stale = False
+        """Whether the group at hand is older than what is known of its order."""
+        self.known_before: dict[Any, datetime | None] = {}
+        """How old the facts of each order were before this message."""
 
     def group(self, index: int, group: OrderGroup) -> None:
         self.index = index
@@ -215,7 +221,9 @@ class _Work:
         if request is None:
             request = self._new_request(group)
         elif self._is_stale(request):
+            self.stale = True
             self._fill_gaps(request, group)
+            self.stale = False
             return
         self._update_request(request, group)
         if not group.has_detail:
@@ -249,11 +257,16 @@ class _Work:
                 self._update_steps(procedure, group)
             return
         procedure.request = request
+        step = self._find_step(procedure, group)
+        if step is not None and self._knows_less(step):  # what is newer spoke of other steps
+            if all(self._knows_less(s) for s in self.ctx.steps[procedure.id]):
+                self._update_procedure(procedure, group)
+            self._update_step(step, procedure, group)
+            return
         _take_numbers(procedure, group.keys)
         _fill(procedure, group.procedure)
         if history.keep(procedure, self.unit, request.patient_id):
             self.changed_rows.add(procedure.id)
-        step = self._find_step(procedure, group)
         if step is not None:
             self.claimed.add(step.id)
             step.procedure = procedure
@@ -265,6 +278,29 @@ class _Work:
             self._keep_step(step, procedure)
         elif group.keys.scheduled_procedure_step_id:
             self._new_step(procedure, group, {})
+
+    def _knows_less(self, step: ScheduledProcedureStep) -> bool:
+        """Whether this message is newer than what is known of the step, though not than what is of its order."""
+        own, facts_at = step.made.get(_KNOWN_AT), self.command.facts_at
+        return bool(own and facts_at and facts_at >= datetime.fromisoformat(own))
+
+    def _note_age(self, step: ScheduledProcedureStep) -> None:
+        """A step that this message spoke of is as old as the message: as the order, unless that is newer."""
+        if self.stale or _KNOWN_AT in step.made:
+            made = {k: v for k, v in step.made.items() if k != _KNOWN_AT}
+            if self.stale and self.command.facts_at:
+                made[_KNOWN_AT] = self.command.facts_at.isoformat()
+            step.made = made
+
+    def _keep_ages(self, request: ImagingServiceRequest) -> None:
+        """Steps that a newer message did not speak of stay as old as they were."""
+        before = self.known_before.get(request.id)
+        if before is None or before == request.facts_at:
+            return
+        for step in self.ctx.steps_of(request):
+            if step.id not in self.claimed and _KNOWN_AT not in step.made:
+                step.made = {**step.made, _KNOWN_AT: before.isoformat()}
+                history.keep(step, self.unit, request.patient_id)
 
     def _is_another(self, request: ImagingServiceRequest, group: OrderGroup) -> bool:
         """Whether a group surely speaks of a procedure that is not here: by an id, where all here have other ids."""
@@ -322,6 +358,7 @@ class _Work:
         if self.visit is not None:
             request.visit = self.visit
         _assign(request, group.request)
+        self.known_before.setdefault(request.id, request.facts_at)
         if self.command.facts_at:
             request.facts_at = self.command.facts_at
         self._touch(request)
@@ -450,6 +487,7 @@ class _Work:
         if others and all(self._is_late_word(s) for s in others) and len({s.status for s in others}) == 1:
             step.status = others[0].status  # a newer message has ended or held all there was of the order
             step.made = {**step.made, _SAID_AT: others[0].made[_SAID_AT]}
+        self._note_age(step)
         self.ctx.add_step(step)
         self.claimed.add(step.id)
         self._keep_step(step, procedure)
@@ -468,9 +506,10 @@ class _Work:
             and not step.made.get("sender_scheduled_procedure_step_id")
         ):
             step.scheduled_procedure_step_id = wanted
-            step.made = {k: v for k, v in step.made.items() if k in (_SAID_AT, patients.EMPTIED)}
+            step.made = {k: v for k, v in step.made.items() if k in (_SAID_AT, _KNOWN_AT, patients.EMPTIED)}
         _assign(step, group.step)
         _give_stations(step)
+        self._note_age(step)
         self._take_status(step, group)
         self._keep_step(step, procedure)
 
@@ -600,6 +639,7 @@ class _Work:
     def finish(self) -> None:
         for request in self.touched.values():
             patient = self.ctx.patient_of(request)
+            self._keep_ages(request)
             request.status = derived_status([s.status for s in self.ctx.steps_of(request)], request.status)
             changed = history.keep(request, self.unit, patient.id)
             procedures = self.ctx.procedures[request.id]

@@ -259,6 +259,24 @@ def test_a_cancel_that_comes_after_a_newer_change_is_carried_out():
     assert ScheduledProcedureStep.objects.get().status == "CANCELED"
 
 
+def test_a_late_change_of_one_step_is_not_lost_because_another_was_changed_later():
+    def change(step, modality, hour):
+        place(group(OrderAction.CHANGE, accession="A1", rp="R1", sps=step, modality=modality), at=hours(hour))
+
+    place(group(accession="A1", rp="R1", sps="S1"), group(accession="A1", rp="R1", sps="S2"), at=hours(0))
+    change("S1", "MR", 4)
+    change("S2", "US", 2)
+    change("S2", "XA", 1)
+    change("S1", "CR", 3)
+    known = {s.scheduled_procedure_step_id: s.modality for s in ScheduledProcedureStep.objects.all()}
+    assert known == {"S1": "MR", "S2": "US"}
+    change("S2", "NM", 5)
+    change("S1", "DX", 4.5)
+    change("S2", "MG", 4)
+    known = {s.scheduled_procedure_step_id: s.modality for s in ScheduledProcedureStep.objects.all()}
+    assert known == {"S1": "DX", "S2": "NM"}
+
+
 def test_a_late_cancel_of_one_step_is_carried_out_although_another_was_cancelled_later():
     place(group(accession="A1", rp="R1", sps="S1"), group(accession="A1", rp="R1", sps="S2"), at=hours(0))
     place(group(OrderAction.CANCEL, accession="A1", rp="R1", sps="S2"), at=hours(3))

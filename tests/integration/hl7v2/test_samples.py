@@ -122,7 +122,12 @@ _ADT = [f"ADT-A{n:02d}-0{v}" for n in range(1, 12) for v in (1, 2)]
 _ADT += [f"ADT-A{n}-0{v}" for n in (13, 14, 15, 16, 25, 26, 27, 28, 31, 60) for v in (1, 2)]
 CONVERTER = {
     **dict.fromkeys(_ADT, APPLIED),
-    **dict.fromkeys([f"ADT-A{n}-0{v}" for n in (29, 41, 45) for v in (1, 2)], KEPT),
+    "ADT-A29-01": KEPT,
+    "ADT-A29-02": KEPT,
+    "ADT-A41-01": APPLIED,
+    "ADT-A41-02": refused("101", "MRG^1^3"),  # a merge of accounts that names none
+    "ADT-A45-01": APPLIED,
+    "ADT-A45-02": APPLIED,
     "ADT-A40-01": ("", "applied", ""),  # MSH-15 and MSH-16 say NE
     "ADT-A40-02": ("", "applied", ""),
     "ADT-A47-01": refused("204", "MRG^1^1"),  # nobody had MR102
