@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import mmap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -42,6 +43,7 @@ _KEYS = {
 }
 #: What an object is turned into where the receiver does not take it as it lies.
 PLAIN = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+PENDING_SECONDS = 0.1  #: between two responses that say how far a retrieval is
 
 
 class Unsendable(Exception):
@@ -262,8 +264,12 @@ Send = Callable[[Stored, Stored | None], int]
 
 
 def run(request: Request, found: list[Stored], send: Send) -> Iterator[Outcome]:
-    """Send one after the other with `send`, counting; it raises Unsendable or OSError for a single failure."""
+    """Send one after the other with `send`, counting; it raises Unsendable or OSError for a single failure.
+
+    A pending response is given after the first and then now and then: one for each would slow down what it tells of.
+    """
     count = Count(len(found))
+    told = 0.0
     for one, following in itertools.zip_longest(found, found[1:]):
         if request.cancelled:
             break
@@ -272,6 +278,8 @@ def run(request: Request, found: list[Stored], send: Send) -> Iterator[Outcome]:
         except (Unsendable, OSError):
             code = status.PROCESSING_FAILURE
         count.note(one.origin.sop_instance_uid, code)
-        if count.remaining:
+        at = time.monotonic()
+        if count.remaining and at - told > PENDING_SECONDS:
+            told = at
             yield count.pending()
     yield count.final(request, bool(count.remaining))

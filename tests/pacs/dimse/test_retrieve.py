@@ -144,7 +144,7 @@ def test_a_study_is_moved_with_its_bytes_unchanged_and_its_originator(served: Se
         3,
         0,
     )
-    assert all(status == 0xFF00 for status, _, _ in answers[:-1])
+    assert answers[:-1] and all(status == 0xFF00 for status, _, _ in answers[:-1])
     event = AuditEvent.objects.get(action="retrieve")
     assert (event.actor, event.detail["destination"], event.detail["instances"]) == (
         "ae:ASKER",
