@@ -11,7 +11,7 @@ import hl7apy
 from integration import meanings
 from integration.hl7v2 import tables
 from integration.hl7v2.errors import Refused
-from integration.hl7v2.reading import Segment, parse
+from integration.hl7v2.reading import Segment
 from integration.sources import DEFAULT, Profile
 
 _NEWEST = "2.8.2"
@@ -72,7 +72,7 @@ def describe(raw: bytes, wrong: tuple[str, ...] = (), profile: Profile = DEFAULT
     Bytes that are no message become lines without fields. The profile says in which set undeclared bytes are.
     """
     try:
-        message = parse(raw, profile["charset"], profile["force_charset"])
+        message = profile.read(raw)
     except Refused:
         lines = raw.decode("utf-8", "replace").replace("\n", "\r").split("\r")
         return [

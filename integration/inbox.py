@@ -31,7 +31,7 @@ from integration.hl7v2.errors import Code, Location, Problem, Refused, Severity,
 from integration.hl7v2.framing import Fault, FaultKind
 from integration.hl7v2.patients import identifiers
 from integration.hl7v2.reading import Message as Parsed
-from integration.hl7v2.reading import header_of, parse
+from integration.hl7v2.reading import header_of
 from integration.hl7v2.scope import Head, Scope
 from integration.hl7v2.timestamps import format_time
 from integration.models import Message, MessageIdentity
@@ -209,7 +209,7 @@ def _read(incoming: _Incoming) -> None:
     if 0 < profile["max_kb"] * 1024 < len(incoming.raw):
         length, incoming.raw = len(incoming.raw), incoming.raw[:_KEPT_OF_TOO_LONG]
         raise _Rejected(Problem(Code.INTERNAL, f"The message is too long for this source: {length} bytes."))
-    incoming.parsed = message = parse(incoming.raw, profile["charset"], profile["force_charset"], opened)
+    incoming.parsed = message = profile.read(incoming.raw, opened)
     incoming.control_id = _clipped(message.control_id, 199)
     if not incoming.raw.isascii():
         incoming.asked = acks.asking(message)
@@ -649,7 +649,7 @@ def apply_bytes(row: Message, unit: Unit, profile: Profile | None = None) -> boo
         raise Refused(
             Problem(Code.TABLE_VALUE, "The message's source is not configured.", Location("MSH", 1, 3))
         )
-    message = parse(bytes(row.raw), found["charset"], found["force_charset"])
+    message = found.read(bytes(row.raw))
     head = Head(message, found, row.received_at)
     translate.check_header(message, head)
     translated = translate.translate(head)

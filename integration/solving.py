@@ -16,7 +16,6 @@ from integration import inbox, sources
 from integration.hl7v2 import acks, charsets
 from integration.hl7v2.acks import AckCode
 from integration.hl7v2.errors import Code, Location, Problem, Refused, refuse
-from integration.hl7v2.reading import parse
 from integration.models import Message, MessageDeed, MessageIdentity
 
 State = Message.State
@@ -101,7 +100,7 @@ def text_of(row: Message) -> tuple[str, str]:
     """A message as one edits it, a segment a line, and the name of the character set it is written in."""
     raw, profile = bytes(row.raw), sources.profile_of(row.source_id)
     try:
-        message = parse(raw, profile["charset"], profile["force_charset"])
+        message = profile.read(raw)
     except Refused:
         return raw.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n"), "8859/1"
     return "\n".join(s.raw for s in message.segments), message.codec
@@ -132,7 +131,7 @@ def resubmit(message_id: int, text: str, by: str, reason: str) -> Message:
         if raw == bytes(original.raw):
             raise NotOpen("Nothing is changed in it. Apply it again as it is, or replay it.")
         profile = sources.profile_of(original.source_id)
-        message = parse(raw, profile["charset"], profile["force_charset"])
+        message = profile.read(raw)
         identity, made = MessageIdentity.objects.get_or_create(
             sender=original.sender, control_id=message.control_id, sha256=hashlib.sha256(raw).hexdigest()
         )

@@ -16,6 +16,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from common.clock import site_zone
 from integration.hl7v2 import charsets, tables
+from integration.hl7v2.errors import Refused
+from integration.hl7v2.reading import Message as Parsed
+from integration.hl7v2.reading import header_of, parse
+from integration.hl7v2.separators import Separators, read_separators
 from integration.models import Source
 
 
@@ -144,6 +148,7 @@ POLICIES: dict[str, Policy] = {
     "reused_control_id": Policy("warn", ("warn", "refuse"), "an MSH-10 seen before with other content"),
     "charset": Policy("cp1252", str, "the set of bytes that declare none and are not UTF-8"),
     "force_charset": Policy("", str, "the set, whatever MSH-18 says"),
+    "separators": Policy("", str, r"MSH-2 as this source means it, like ^~\&, whatever it says; empty: as it says"),
     "timezone": Policy("", str, "the zone of times that name none, like Europe/Berlin; empty: the site's"),
     "processing_ids": Policy([], list, "MSH-11 that are applied; empty: all, on a live site P only"),
     "default_authority": Policy("", str, "the authority of identifiers that name none"),
@@ -180,6 +185,13 @@ class Profile:
     def __getitem__(self, policy: str) -> Any:
         return self.policies[policy]
 
+    def read(self, raw: bytes, head: tuple[Separators, list[bytes]] | None = None) -> Parsed:
+        """Read a message as this source means it; `head` is what `header_of` said of it. Raises Refused."""
+        if self["separators"]:
+            said, header = head or header_of(raw)
+            head = read_separators(said.field, self["separators"]), header
+        return parse(raw, self["charset"], self["force_charset"], head)
+
     def takes_processing_id(self, processing_id: str) -> bool:
         """Whether a message with this MSH-11 is applied here (an empty one counts as P)."""
         allowed = self["processing_ids"] or (["P"] if self.live else ["P", "T", "D"])
@@ -214,6 +226,11 @@ def compile_profile(
     for key in ("charset", "force_charset"):
         if policies[key] and not charsets.is_codec(policies[key]):
             raise ProfileError(key, "no such character set; use a name of table 0211 or of Python")
+    if policies["separators"]:
+        try:
+            read_separators("|", policies["separators"])
+        except Refused as refused:
+            raise ProfileError("separators", refused.problem.text) from None
     for key, table in (("control_table", tables.ORDER_CONTROL), ("status_table", tables.ORDER_STATUS)):
         for value in policies[key].values():
             if value not in table:

@@ -50,7 +50,7 @@ FIELD_PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 POLICY_PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Answers", ("policy", "unknown_type", "unknown_order", "reused_control_id", "order_answers")),
-    ("Characters and time", ("charset", "force_charset", "timezone")),
+    ("Characters and time", ("charset", "force_charset", "separators", "timezone")),
     ("Identifiers", ("default_authority", "primary_authority", "ignored_identifier_types")),
     ("Connection", ("certificate_sha256", "max_kb", "per_minute", "idle_seconds")),
     ("Other choices", ()),

@@ -22,7 +22,6 @@ from common.store import Unit
 from integration import inbox
 from integration.hl7v2 import translate
 from integration.hl7v2.errors import Refused
-from integration.hl7v2.reading import parse
 from integration.hl7v2.scope import Head
 from integration.models import Message
 from integration.sources import Profile
@@ -173,7 +172,7 @@ class Keys:
         self.patients.update(row.patient_ids)
         self.requests.update(row.request_ids)
         try:
-            message = parse(bytes(row.raw), profile["charset"], profile["force_charset"])
+            message = profile.read(bytes(row.raw))
             translated = translate.translate(Head(message, profile, row.received_at))
         except Refused:
             return

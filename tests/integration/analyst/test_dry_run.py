@@ -7,6 +7,7 @@ import pytest
 from django.db import connection
 
 from common.store import unit_of_work
+from integration import solving
 from integration.analyst import dryrun, versions
 from integration.analyst.dryrun import Line
 from integration.models import DryRun, Message, OutboxItem, Source
@@ -169,3 +170,19 @@ def test_a_patients_real_messages_do_not_wait_for_a_trial(his: Source, send: Sen
             cursor.execute("SELECT objid, classid FROM pg_locks WHERE locktype = 'advisory'")
             real = set(cursor.fetchall())
         assert real and not real & ours
+
+
+def test_separators_of_a_source_are_tried_and_used(his: Source, send: Send):
+    row = send(adt("A04", name="MARKS & SON^ANNA"))  # it never meant subcomponents
+    assert Patient.objects.get().patient_name == "MARKS^ANNA"
+    found = dryrun.compare(his, changed(his, separators="^~\\@"))
+    lines = [line for d in found.differs for line in d.lines]
+    assert Line("Patient", "patient_name", "MARKS^ANNA", "MARKS & SON^ANNA") in lines
+    versions.use(his, changed(his, separators="^~\\@"), "user:1", "an ampersand is a letter there")
+    solving.replay([row.pk], "user:1", "read anew")
+    assert Patient.objects.get().patient_name == "MARKS & SON^ANNA"
+    send(adt("A08", name="MARKS & DAUGHTER^ANNA"))
+    assert Patient.objects.get().patient_name == "MARKS & DAUGHTER^ANNA"
+    with pytest.raises(ProfileError) as refused:
+        dryrun.compare(his, changed(his, separators="^^"))
+    assert refused.value.key == "separators"
