@@ -50,6 +50,8 @@ class _Waiting(threading.local):
 
 _waiting = _Waiting()
 _numbers = count(1)
+_MOST_PREPARED = 200
+"""In one connection: each keeps its plan in the server's memory."""
 _names: WeakKeyDictionary[psycopg.Connection[Any], dict[str, bytes]] = WeakKeyDictionary()
 """What is prepared in which connection, and by what name."""
 
@@ -117,15 +119,20 @@ def _exchange(
 ) -> Generator[Any, Any, None]:
     """Send everything in one write and read all results, the libpq way."""
     taken: list[Callable[[Any], None]] = []
+    new: dict[str, bytes] = {}
     pgconn.enter_pipeline_mode()
     try:
         if begin:
             pgconn.send_query_params(b"BEGIN", None)
             taken.append(_nothing)
         for answer in answers:
-            name = names.get(answer.statement)
+            name = names.get(answer.statement) or new.get(answer.statement)
             if name is None:
-                name = b"orderly_%d" % next(_numbers)
+                if names and len(names) + len(new) >= _MOST_PREPARED:
+                    oldest = names.pop(next(iter(names)))
+                    pgconn.send_query_params(b"DEALLOCATE " + oldest, None)
+                    taken.append(_nothing)
+                name = new[answer.statement] = b"orderly_%d" % next(_numbers)
                 pgconn.send_prepare(name, answer.statement.encode())
                 taken.append(_remember(names, answer.statement, name))
             pgconn.send_query_prepared(name, answer.values)

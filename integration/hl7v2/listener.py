@@ -135,10 +135,15 @@ class Listener:
 
 
 class Workers:
-    """Threads that take jobs in the order in which they come, each with its own database connection."""
+    """Threads that take jobs in the order in which they come, each with its own database connection.
+
+    Of those that rest, the one that rested least takes the next job: its connection's plans and pages are still warm.
+    """
 
     def __init__(self, count: int) -> None:
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._resting: list[SimpleQueue[Callable[[], None] | None]] = []
+        self._jobs: deque[Callable[[], None]] = deque()
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"mllp_{n}", daemon=True) for n in range(count)
@@ -148,24 +153,41 @@ class Workers:
 
     def give(self, job: Callable[[], None]) -> bool:
         """Have a thread run the job, which must not raise; False when no job is taken any more."""
-        if not self._stopped:
-            self._jobs.put(job)
-        return not self._stopped
+        with self._lock:
+            if self._stopped:
+                return False
+            if self._resting:
+                self._resting.pop().put(job)
+            else:
+                self._jobs.append(job)
+            return True
 
     def stop(self, seconds: float) -> None:
         """Take no more; what was given is done, and the threads' connections are closed, or the time is over."""
-        self._stopped = True
-        for _ in self._threads:
-            self._jobs.put(None)
+        with self._lock:
+            self._stopped = True
+            for bell in self._resting:
+                bell.put(None)
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        bell: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        while (job := self._next(bell)) is not None:
             job()
             del job  # a large message is not kept until the next one comes
         connections.close_all()
+
+    def _next(self, bell: "SimpleQueue[Callable[[], None] | None]") -> Callable[[], None] | None:
+        """A job that waits, else the next one that comes; None at the end."""
+        with self._lock:
+            if self._jobs:
+                return self._jobs.popleft()
+            if self._stopped:
+                return None
+            self._resting.append(bell)
+        return bell.get()
 
 
 class Connection(asyncio.Protocol):

@@ -102,6 +102,19 @@ def _conninfo() -> str:
     )
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_keeps_so_many_plans_and_no_more(monkeypatch):
+    connection.close()
+    monkeypatch.setattr(wire, "_MOST_PREPARED", 3)
+    for _ in range(2):
+        for number in range(8):
+            with transaction.atomic(), together():
+                first, second = ask(f"SELECT {number}"), ask(f"SELECT {number} + $1::int", (1,))
+            assert (first(), second()) == ([(b"%d" % number,)], [(b"%d" % (number + 1),)])
+    names = ask("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'orderly%'")()
+    assert int(names[0][0]) <= 3
+
+
 @pytest.mark.django_db
 def test_one_block_at_a_time():
     with pytest.raises(RuntimeError), together(), together():

@@ -11,6 +11,7 @@ import pytest
 
 from integration import sources
 from integration.hl7v2.framing import encode
+from integration.hl7v2.listener import Workers
 from integration.models import Message, Source
 from ris.models import Patient
 from tests.integration.hl7v2.making import adt, orm
@@ -280,3 +281,39 @@ def test_a_source_keeps_its_pace_over_all_its_connections(door, connect):
         for _ in range(5):
             assert code_of(client.read(30)) == "AA"
     assert time.monotonic() - started >= 0.8
+
+
+def test_workers_take_jobs_in_their_order_do_what_was_given_and_take_no_more_at_the_end():
+    workers, done, gate = Workers(1), [], threading.Event()
+    workers.give(lambda: gate.wait(30))
+    for number in range(6):
+        assert workers.give(lambda number=number: done.append(number))
+    gate.set()
+    workers.stop(30)
+    assert done == list(range(6))
+    assert not workers.give(lambda: done.append(6))
+
+
+def test_as_many_jobs_at_once_as_there_are_workers():
+    workers, together = Workers(3), threading.Barrier(3, timeout=30)
+    for _ in range(3):
+        workers.give(lambda: together.wait())
+    workers.stop(30)
+    assert not together.broken
+
+
+def test_a_quiet_listener_uses_one_connection_to_the_database():
+    workers, names = Workers(4), []
+    for number in range(20):
+        wait_until(lambda: len(workers._resting) == 4)
+        workers.give(lambda: names.append(threading.current_thread().name))
+        wait_until(lambda number=number: len(names) == number + 1)
+    workers.stop(30)
+    assert len(set(names)) == 1
+
+
+def wait_until(true, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
