@@ -217,7 +217,7 @@ class Facts:
                 values = [self.header.plain(tag).replace("\0", "")]
             else:
                 values = [text.replace("\0", "") for text in self.header.texts(tag)]
-        except (ValueError, OverflowError, struct.error):
+        except Exception:  # pydicom raises anything at all on malformed values within items
             return None
         return {"vr": vr, "Value": values} if values else None
 
@@ -267,7 +267,10 @@ def facts_of(header: Header, transfer_syntax_uid: str) -> Facts:
 
 
 def _item_text(items: list[Dataset], keyword: str, most: int) -> str:
-    value = items[0].get(keyword, "") if items else ""
+    try:
+        value = items[0].get(keyword, "") if items else ""
+    except Exception:  # pydicom raises anything at all on malformed values
+        value = ""
     return text_key(str(value or "").replace("\0", ""))[:most]
 
 

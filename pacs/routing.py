@@ -58,7 +58,9 @@ def linked(study: Study, yes: bool, unit: Unit) -> None:
     if unit.pending(Forwarding):
         unit.flush()
     held, waiting = Forwarding.State.HELD, Forwarding.State.WAITING
-    rows = Forwarding.objects.filter(study=study, rule__after_match=True, state=held if yes else waiting)
+    rows = Forwarding.objects.filter(study=study, state=held if yes else waiting)
+    if not yes:
+        rows = rows.filter(rule__after_match=True)
     rows.update(state=waiting if yes else held, attempts=0, next_attempt_at=unit.at)
 
 
@@ -73,10 +75,10 @@ def meets(study: Study, rule: RoutingRule) -> bool:
 
 
 def due() -> QuerySet[Forwarding]:
-    """What should be sent now."""
+    """What should be sent now; also what a rule held back that holds nothing back any more."""
     return Forwarding.objects.filter(
-        Q(next_attempt_at__lte=now()),
-        state=Forwarding.State.WAITING,
+        Q(state=Forwarding.State.WAITING) | Q(state=Forwarding.State.HELD, rule__after_match=False),
+        next_attempt_at__lte=now(),
         rule__enabled=True,
         rule__destination__enabled=True,
         study__hidden=False,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 
 from pacs import aside, children, header, indexing, reader
 from pacs.facts import WANTED, Unindexable, facts_of
@@ -103,6 +104,22 @@ def test_whatever_a_header_does_to_its_reader_the_rest_of_the_batch_is_indexed(
         pass
     assert Instance.objects.count() == 2
     assert SetAside.objects.get().detail == f"cannot be read: {trouble.__name__}"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_value_within_an_item_that_cannot_be_read_does_not_keep_its_object_out(spooled: Any) -> None:
+    item = Dataset()
+    item.ScheduledProcedureStepID = "S1"
+    item.add_new(0x00280010, "US", 1)
+    raw = encoded(data_set(RequestAttributesSequence=[item]))
+    two_bytes = b"\x28\x00\x10\x00US\x02\x00\x01\x00"
+    assert raw.count(two_bytes) == 1
+    spooled(raw.replace(two_bytes, two_bytes.replace(b"US", b"UL")))
+    while indexing.index_once():
+        pass
+    series = Instance.objects.select_related("series").get().series
+    assert series.scheduled_procedure_step_id == "S1"
+    assert "00400275" not in series.attributes
 
 
 @pytest.mark.django_db(transaction=True)

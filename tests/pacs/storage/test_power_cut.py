@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings as live
 from django.db import transaction
 
 from pacs import indexing
@@ -83,11 +84,12 @@ def index_and_note(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
         index_all()
 
 
-def check(disk: Disk, image: Path, cut: int, sent: dict[str, str], settings: Any) -> None:
+def check(disk: Disk, image: Path, cut: int, sent: dict[str, str]) -> None:
     """After the power came back: every row has its file, all that was answered for is indexed, nothing half."""
     told = {op.path for op in disk.ops[:cut] if op.kind == "mark"}
     kept = {uid for uid in sent if f"kept {uid}" in told}
-    settings.DATA_DIR = image
+    # Not the fixture's: each of its assignments is a layer of its own, and there are thousands.
+    live.DATA_DIR = image
     with transaction.atomic():
         if "committed" not in told:
             Study.objects.all().delete()
@@ -100,7 +102,7 @@ def check(disk: Disk, image: Path, cut: int, sent: dict[str, str], settings: Any
         assert not SetAside.objects.filter(sop_instance_uid__in=kept).exists()
         assert not SetAside.objects.filter(reason="uid_taken").exists()
         transaction.set_rollback(True)
-    settings.DATA_DIR = disk.root
+    live.DATA_DIR = disk.root
 
 
 def check_rows(sent: dict[str, str]) -> None:
@@ -121,16 +123,14 @@ def cuts_of(disk: Disk, every: bool, chance: random.Random) -> list[tuple[int, s
     return found + [(at, kind) for at in places for kind in ("nothing", "everything", "chance", "chance")]
 
 
-def cut_everywhere(
-    disk: Disk, sent: dict[str, str], tmp_path: Path, settings: Any, *, every: bool = False
-) -> int:
+def cut_everywhere(disk: Disk, sent: dict[str, str], tmp_path: Path, *, every: bool = False) -> int:
     chance = random.Random(20260310)
     places = cuts_of(disk, every, chance)
     for number, (cut, survives) in enumerate(places):
         image = tmp_path / f"image{number}"
         dice = chance if survives == "chance" else None
         disk.image(image, cut, dice, everything=survives == "everything")
-        check(disk, image, cut, sent, settings)
+        check(disk, image, cut, sent)
         for path in sorted(image.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     return len(places)
@@ -138,21 +138,21 @@ def cut_everywhere(
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_power_cut_while_objects_come_loses_nothing_that_was_answered_for(
-    disk: Disk, tmp_path: Path, settings: Any, every: bool
+    disk: Disk, tmp_path: Path, every: bool
 ) -> None:
     sent = receive(disk, rounds=2 if every else 1)
-    assert cut_everywhere(disk, sent, tmp_path, settings, every=every) > len(sent)
+    assert cut_everywhere(disk, sent, tmp_path, every=every) > len(sent)
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_power_cut_while_they_are_indexed_leaves_no_row_without_its_file(
-    disk: Disk, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch, every: bool
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: bool
 ) -> None:
     sent = receive(disk)
     index_and_note(disk, monkeypatch)
     later = receive_more(disk)  # segments that are read are written over
     assert Instance.objects.count() == len(sent)
-    cut_everywhere(disk, {**sent, **later}, tmp_path, settings, every=every)
+    cut_everywhere(disk, {**sent, **later}, tmp_path, every=every)
 
 
 def receive_more(disk: Disk) -> dict[str, str]:
@@ -176,19 +176,19 @@ INDEX_BEFORE_FILE: Deaf = lambda path, is_folder: path.startswith("volume")  # n
 
 @pytest.mark.parametrize("deaf", [NO_FILE_SYNC, NO_FOLDER_SYNC], ids=["no file sync", "no folder sync"])
 def test_a_receiver_that_leaves_a_sync_out_fails_the_test_above(
-    disk: Disk, tmp_path: Path, settings: Any, deaf: Deaf
+    disk: Disk, tmp_path: Path, deaf: Deaf
 ) -> None:
     disk.deaf = deaf
     sent = receive(disk)
     with pytest.raises(AssertionError, match="an answered object is lost"):
-        cut_everywhere(disk, sent, tmp_path, settings)
+        cut_everywhere(disk, sent, tmp_path)
 
 
 def test_an_indexer_that_writes_rows_before_the_file_is_safe_fails_the_test_above(
-    disk: Disk, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = receive(disk)
     disk.deaf = INDEX_BEFORE_FILE
     index_and_note(disk, monkeypatch)
     with pytest.raises(AssertionError, match="a row without its file|a row with other bytes"):
-        cut_everywhere(disk, sent, tmp_path, settings)
+        cut_everywhere(disk, sent, tmp_path)

@@ -102,6 +102,18 @@ def test_a_rule_may_wait_until_the_study_is_linked_to_its_order(spooled: Any) ->
     assert Forwarding.objects.get().state == "sent"
 
 
+def test_what_a_rule_held_back_goes_when_it_holds_nothing_back_any_more(spooled: Any) -> None:
+    with receiving(EXPLICIT, classes=[CT]) as receiver:
+        waits = rule(after_match=True)
+        spooled()
+        settle()
+        assert drain() == 0
+        waits.after_match = False
+        waits.save()
+        assert drain() == 1 and len(receiver.got) == 1
+    assert Forwarding.objects.get().state == "sent"
+
+
 def test_what_the_match_says_while_the_study_settles_counts_at_once(
     spooled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
