@@ -1,6 +1,6 @@
 """Connections stay open between drains where the destination lets them, and a late ACK still finds nobody."""
 
-import time
+import threading
 
 import pytest
 
@@ -9,7 +9,7 @@ from integration.models import DeliveryAttempt, Destination, OutboxItem
 from tests.integration.outbound.making import hl7_destination, ordered, signed, states
 from tests.integration.outbound.test_crashes_and_doorbells import wait_for
 from tests.integration.outbound.test_delivery import drain, outcomes
-from tests.peers.his import His, Received, ack, late
+from tests.peers.his import His, Received, ack
 
 pytestmark = pytest.mark.django_db
 
@@ -72,12 +72,18 @@ def test_a_peer_that_let_the_connection_go_costs_no_failed_attempt() -> None:
 
 
 def test_after_a_time_out_no_connection_is_kept_and_the_late_ack_is_nobodys() -> None:
-    with His(script=[late(0.8)]) as his:
-        destination = hl7_destination(his.port, ack_seconds=0.3, retry_seconds=600, retry_seconds_most=600)
+    release = threading.Event()
+
+    def held(received: Received) -> bytes | None:
+        release.wait(60)
+        return ack()(received)
+
+    with His(script=[held]) as his:
+        destination = hl7_destination(his.port, ack_seconds=2.0, retry_seconds=600, retry_seconds_most=600)
         signed(ordered("A1", patient="4711"))
         delivery.drain(destination.id)
         assert outcomes(destination) == ["timeout"]
-        time.sleep(1.0)  # the late ACK is on its way into a closed socket
+        release.set()  # the late ACK goes into a closed socket
         signed(ordered("A2", patient="4712"))
         delivery.drain(destination.id)
         assert [r.connection for r in his.received] == [1, 2]

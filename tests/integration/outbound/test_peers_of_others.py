@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from hl7.mllp import start_hl7_server
 from integration.models import Message, OutboxItem
 from ris.models import ImagingServiceRequest
 from tests.conftest import missing, require_peer
+from tests.engine import _free_port as free_port
 from tests.integration.hl7v2 import conftest as doors
 from tests.integration.hl7v2.making import orm
 from tests.integration.outbound.making import hl7_destination, ordered, signed, states
@@ -29,11 +29,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 any_source, door, fresh_memory, open_door = doors.any_source, doors.door, doors.fresh_memory, doors.open_door
 
 FINDINGS = "Größe: 50% | normal ^ no ~ mass & more \\ end\nΚαρδιά, сердце"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 class Node:
