@@ -119,7 +119,7 @@ def procedure_facts(procedure: RequestedProcedure, ctx: Context) -> ProcedureFac
 
 def _candidates(facts: StudyFacts) -> Context:
     """Orders by the study's UID, its accession number, or its patient; read again once their lanes are held."""
-    keys = {
+    keys: dict[str, list[Any]] = {
         "studies": [facts.study_instance_uid],
         "accessions": [facts.accession_number],
         "identifiers": [facts.patient_id],
