@@ -26,6 +26,7 @@ from tests.pacs.storage.conftest import CT, EXPLICIT, data_set, encoded
 from tests.pacs.storage.disk import Disk
 
 pytestmark = pytest.mark.django_db(transaction=True)
+SLOW = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SIZES = (100, 5_000, 70_000, 300_000, 1_200_000)
 
@@ -136,7 +137,7 @@ def cut_everywhere(disk: Disk, sent: dict[str, str], tmp_path: Path, *, every: b
     return len(places)
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=SLOW)])
 def test_a_power_cut_while_objects_come_loses_nothing_that_was_answered_for(
     disk: Disk, tmp_path: Path, every: bool
 ) -> None:
@@ -144,7 +145,7 @@ def test_a_power_cut_while_objects_come_loses_nothing_that_was_answered_for(
     assert cut_everywhere(disk, sent, tmp_path, every=every) > len(sent)
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=SLOW)])
 def test_a_power_cut_while_they_are_indexed_leaves_no_row_without_its_file(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: bool
 ) -> None:
