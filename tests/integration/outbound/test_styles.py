@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader
 
-from integration import delivery
+from integration import delivery, documents
 from integration.documents import CannotDraw, report_pdf
 from integration.hl7v2 import conformance, demographics, mdm, results, status
 from integration.hl7v2.outgoing import ComposeError, Payload, check, style_of
@@ -253,6 +253,6 @@ def test_a_document_of_megabytes_is_composed_without_showing_it_to_hl7apy(
 ) -> None:
     shown: list[str] = []
     monkeypatch.setattr(conformance, "fault", lambda text: shown.append(text) or "")
-    monkeypatch.setattr(results, "report_pdf", lambda *_: b"\x00" * 3_000_000)
+    monkeypatch.setattr(documents, "report_pdf", lambda *_: b"\x00" * 3_000_000)
     raw = results.compose(FACTS, destination(obx_style="PDF"), "X")
     assert len(raw) > 4_000_000 and len(shown[0]) < 5_000 and Payload("x") == "x"

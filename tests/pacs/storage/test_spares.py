@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,7 +35,6 @@ def receive(disk: Disk, study: str, sizes: list[int]) -> dict[str, str]:  # noqa
 def test_a_power_cut_while_segments_are_written_over_loses_nothing_and_brings_nothing_back(
     disk: Disk,  # noqa: F811
     tmp_path: Path,
-    settings: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(spool, "SEGMENT_BYTES", 12 * spool.PAGE)
@@ -48,6 +46,6 @@ def test_a_power_cut_while_segments_are_written_over_loses_nothing_and_brings_no
     sent |= receive(disk, "1.2.2", sizes[::-1])
     names = [op.other for op in disk.ops if op.kind == "rename" and op.path.endswith(".seg")]
     assert any(name.startswith("spool/spare/") for name in names)  # so they were written over
-    cut_everywhere(disk, sent, tmp_path, settings)
+    cut_everywhere(disk, sent, tmp_path)
     index_all()
     assert set(Instance.objects.values_list("sop_instance_uid", flat=True)) == set(sent)
