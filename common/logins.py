@@ -28,13 +28,14 @@ FIRST_SECONDS, MOST_SECONDS = 4, 900
 FORGOTTEN = timedelta(days=1)
 """After so long without a try, earlier failures no longer count."""
 
-# One statement counts a try, or finds that it comes too early (no row).
+# One statement counts a try, or finds that it comes too early (no row). A free try waits until a time long past: until
+# `now` it would turn away one that read its clock a moment earlier and came a moment later.
 _COUNT = """
-INSERT INTO common_logintries AS t (key, failures, last_at, wait_until) VALUES (%(key)s, 1, %(now)s, %(now)s)
+INSERT INTO common_logintries AS t (key, failures, last_at, wait_until) VALUES (%(key)s, 1, %(now)s, %(forgotten)s)
 ON CONFLICT (key) DO UPDATE SET
     failures = CASE WHEN t.last_at < %(forgotten)s THEN 1 ELSE t.failures + 1 END,
     last_at = %(now)s,
-    wait_until = CASE WHEN t.last_at < %(forgotten)s OR t.failures + 1 < %(free)s THEN %(now)s
+    wait_until = CASE WHEN t.last_at < %(forgotten)s OR t.failures + 1 < %(free)s THEN %(forgotten)s
         ELSE %(now)s + least(%(first)s * 2.0 ^ least(t.failures + 1 - %(free)s, 20), %(most)s) * interval '1 second' END
 WHERE t.wait_until <= %(now)s
 RETURNING failures, wait_until

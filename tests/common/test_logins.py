@@ -72,6 +72,13 @@ def test_nobody_else_waits_and_time_or_the_right_password_ends_it(clock: Clock):
     assert logins.count("eva", HERE) == (1, 0)
 
 
+@pytest.mark.django_db
+def test_a_free_try_that_read_its_clock_earlier_and_comes_later_is_not_turned_away(clock: Clock):
+    for number in range(1, FREE):
+        assert logins.count("eva", HERE) == (number, 0)
+        clock.on(-0.001)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_many_tries_at_once_are_all_counted():
     passed, early = [], []
