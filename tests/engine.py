@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from typing import Any
 import psycopg
 
 from common.process import read_run_file
+from common.servers import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 READY_SECONDS = 120
@@ -55,7 +54,8 @@ class Engine:
         """Start `serve`, the first time or again, and wait until `/readyz` says 200."""
         words = ["--site", str(self.site)] if self.site else []
         for name in ("http", "mllp", "dicom"):
-            words += [f"--{name}", str(self._ports.setdefault(name, _free_port()))]
+            # The same again after it was killed: no connection of another test may hold it then.
+            words += [f"--{name}", str(self._ports.setdefault(name, free_port()))]
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "manage.py", "serve", *words],
@@ -208,19 +208,3 @@ class Engine:
         except (FileNotFoundError, ValueError):
             return False
         return _works_in(pid, pidfile.parent)
-
-
-def _free_port() -> int:
-    """A port that nobody has and that no outgoing connection is ever given (Linux gives 32768 and above).
-
-    The engine must get the same one again after it was killed, while other tests connect to and fro.
-    """
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue

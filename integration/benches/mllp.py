@@ -3,7 +3,6 @@
 import json as jsonlib
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ import psutil
 import psycopg
 from django.db import connection
 
+from common.servers import connects, free_port, serving
 from integration.hl7v2.framing import Decoder, Frame, encode
 from integration.models import Message, Source
 from ris.models import ScheduledProcedureStep
@@ -118,32 +118,22 @@ def _resident(process: psutil.Process) -> int:
 @contextmanager
 def _listener() -> Iterator[tuple[int, psutil.Process]]:
     """The MLLP process as `run mllp` starts it; its port and process."""
-    port = _free_port()
+    port = free_port()
     manage = Path(__file__).resolve().parents[2] / "manage.py"
-    child = subprocess.Popen(
-        [sys.executable, str(manage), "run", "mllp"], env={**os.environ, "ORDERLY_MLLP_PORT": str(port)}
-    )
-    try:
-        _wait_for(port)
-        yield port, psutil.Process(child.pid)
-    finally:
-        child.terminate()
-        child.wait(30)
+    words = [sys.executable, str(manage), "run", "mllp"]
+    with serving(words, lambda: connects(port), {**os.environ, "ORDERLY_MLLP_PORT": str(port)}) as pid:
+        yield port, psutil.Process(pid)
 
 
 @contextmanager
 def _peer() -> Iterator[int]:
     """python-hl7's own server, which inserts one row and commits for each message before its ACK."""
-    port = _free_port()
+    port = free_port()
     with connection.cursor() as cursor:
         cursor.execute("CREATE TABLE IF NOT EXISTS bench_peer (id bigserial PRIMARY KEY, raw text)")
-    child = subprocess.Popen([sys.executable, "-m", "integration.benches.peer", str(port), _conninfo()])
-    try:
-        _wait_for(port)
+    words = [sys.executable, "-m", "integration.benches.peer", str(port), _conninfo()]
+    with serving(words, lambda: connects(port)):
         yield port
-    finally:
-        child.kill()
-        child.wait(10)
 
 
 def _floor(connections: int) -> float:
@@ -250,23 +240,6 @@ def order(name: str, number: int) -> bytes:
 def _short(name: str) -> str:
     """A number that fits 16 characters and is the name's alone."""
     return name if len(name) <= 15 else f"{abs(hash(name)) % 10**14}"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -6,13 +6,11 @@ import hashlib
 import json as jsonlib
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count as counter
 from pathlib import Path
 from statistics import median
@@ -21,6 +19,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
+from common.servers import free_port, serving
 from pacs.benches.loading import CALLING, load, objects, write_files
 from pacs.dimse import datasets, sender
 from pacs.dimse.command import CODES
@@ -34,7 +33,6 @@ CT_COUNT, CT_BYTES = 500, 512 * 512 * 2
 SMALL_COUNT, SMALL_BYTES = 2000, 10_000
 LARGE_COUNT, LARGE_BYTES = 5, 100_000_000
 AS_SHIPPED_COUNT = 60  #: of small objects for a peer that takes 90 ms for each: its rate is what counts
-START_SECONDS = 90.0
 NODELAY = {"TCP_NODELAY": "1"}  #: without it Debian's DCMTK and Orthanc wait 40 ms an object
 
 Say = Callable[[dict[str, Any]], None]
@@ -51,7 +49,7 @@ def run(json: bool = False) -> bool:
 
     work = Path(settings.DATA_DIR).parent / "peers"
     work.mkdir(exist_ok=True)
-    storescp_port = _free_port()
+    storescp_port = free_port()
     with ExitStack() as stack:
         ours = stack.enter_context(_ours(storescp_port))
         peers = _start_peers(stack, work, say)
@@ -112,7 +110,7 @@ def _ours(storescp_port: int) -> Iterator[int]:
     for title in ("STORESCU", "MOVESCU"):
         ApplicationEntity.objects.create(title=title, host="127.0.0.1", services=everything)
     ApplicationEntity.objects.create(title="STORESCP", host="127.0.0.1", port=storescp_port)
-    port = _free_port()
+    port = free_port()
     manage = str(Path(settings.BASE_DIR) / "manage.py")
     environment = {
         "ORDERLY_DICOM_PORT": str(port),
@@ -120,8 +118,8 @@ def _ours(storescp_port: int) -> Iterator[int]:
         "ORDERLY_SETTLE_SECONDS": "3600",
     }
     with (
-        _process([sys.executable, manage, "run", "indexer"], environment),
-        _process([sys.executable, manage, "run", "dicom"], environment, port, "ORDERLY"),
+        serving([sys.executable, manage, "run", "indexer"], environment=_environment(environment)),
+        _serving([sys.executable, manage, "run", "dicom"], environment, port, "ORDERLY"),
     ):
         yield port
 
@@ -131,7 +129,7 @@ def _start_peers(stack: ExitStack, work: Path, say: Say) -> dict[str, tuple[int,
     peers: dict[str, tuple[int, str]] = {}
     storescp, orthanc = shutil.which("storescp"), _orthanc_program()
     if storescp:
-        port = peers["storescp"] = (_free_port(), "STORESCP")
+        port = peers["storescp"] = (free_port(), "STORESCP")
         folder = work / "storescp"
         folder.mkdir()
         words = [
@@ -146,12 +144,12 @@ def _start_peers(stack: ExitStack, work: Path, say: Say) -> dict[str, tuple[int,
             "131072",
             str(port[0]),
         ]
-        stack.enter_context(_process(words, NODELAY, *port))
+        stack.enter_context(_serving(words, NODELAY, *port))
     if orthanc:
         for name, environment in (("orthanc", NODELAY), ("orthanc as shipped", {})):
-            peers[name] = (_free_port(), "ORTHANC")
+            peers[name] = (free_port(), "ORTHANC")
             words = [orthanc, str(_orthanc_configuration(work / name.replace(" ", "_"), peers[name][0]))]
-            stack.enter_context(_process(words, environment, *peers[name]))
+            stack.enter_context(_serving(words, environment, *peers[name]))
     for name, found in (("storescp", storescp), ("orthanc", orthanc)):
         if not found:
             say(_row("all", None, "", peer=name, ok=False))
@@ -183,44 +181,17 @@ def _orthanc_configuration(folder: Path, port: int, storescp_port: int = 104) ->
     return path
 
 
-@contextmanager
-def _process(
-    words: list[str], environment: dict[str, str], port: int | None = None, called: str = ""
-) -> Iterator[int]:
-    """A server as a child, until the end of the block; gives its process id once its port answers."""
-    clean = {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"}
-    child = subprocess.Popen(
-        words,
-        env={**clean, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while port is not None:
-            try:
-                sender.echo(sender.Destination("127.0.0.1", port, called, CALLING))
-                break
-            except Exception:
-                if child.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{words[0]} does not serve on port {port}") from None
-                time.sleep(0.1)
-        yield child.pid
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+def _environment(added: dict[str, str]) -> dict[str, str]:
+    """Ours, without the variable whose effect on peers is measured, and with what is added."""
+    return {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"} | added
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def _serving(
+    words: list[str], environment: dict[str, str], port: int, called: str
+) -> AbstractContextManager[int]:
+    """A server as a child, once it answers a C-ECHO."""
+    there = sender.Destination("127.0.0.1", port, called, CALLING)
+    return serving(words, lambda: sender.echo(there), _environment(environment))
 
 
 # -- storing
@@ -333,10 +304,11 @@ def _from_storescu(ours: int, peers: dict[str, tuple[int, str]], work: Path, say
     ):
         folder = work / f"for {name}"
         write_files(folder, number, SMALL_BYTES, next(_seeds))
-        clean = {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"}
         began = time.perf_counter()
         subprocess.run(
-            [storescu, "-aec", title, "127.0.0.1", str(port), "+sd", str(folder)], check=True, env=clean
+            [storescu, "-aec", title, "127.0.0.1", str(port), "+sd", str(folder)],
+            check=True,
+            env=_environment({}),
         )
         rates[name] = number / (time.perf_counter() - began)
         shutil.rmtree(folder)
@@ -365,13 +337,13 @@ def _sending(ours: int, peers: dict[str, tuple[int, str]], work: Path, storescp_
         return
     folder = work / "moved"
     folder.mkdir()
-    orthanc_port = _free_port()
+    orthanc_port = free_port()
     path = _orthanc_configuration(work / "orthanc_mover", orthanc_port, storescp_port)
     words = [storescp, "-aet", "STORESCP", "+B", "--ignore", "-pdu", "131072", str(storescp_port)]
     rates: dict[str, list[float]] = {"ours": [], "orthanc": []}
     with (
-        _process(words, NODELAY, storescp_port, "STORESCP"),
-        _process([_orthanc_program() or "", str(path)], NODELAY, orthanc_port, "ORTHANC"),
+        _serving(words, NODELAY, storescp_port, "STORESCP"),
+        _serving([_orthanc_program() or "", str(path)], NODELAY, orthanc_port, "ORTHANC"),
     ):
         for _ in range(ROUNDS):
             for name, port, title in (("ours", ours, "ORDERLY"), ("orthanc", orthanc_port, "ORTHANC")):

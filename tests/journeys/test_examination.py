@@ -19,12 +19,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     ModalityWorklistInformationFind,
 )
 
+from common.servers import free_port
 from integration.hl7v2.framing import STOP, encode
 from tests.engine import Engine
 from tests.integration.outbound.test_mpps_receivers import receiver
 from tests.worklist.asking import query
 from tests.worklist.test_mpps import begun, ended
-from worklist.benches.asking import free_port
 
 STUDY, SERIES, IMAGES = "1.2.826.0.1.77", "1.2.826.0.1.77.1", ["1.2.826.0.1.77.1.1", "1.2.826.0.1.77.1.2"]
 SITE = """

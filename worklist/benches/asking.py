@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import socket
 import struct
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +17,7 @@ from pathlib import Path
 from django.conf import settings
 from pydicom import Dataset
 
+from common.servers import serving
 from pacs.dimse import command, negotiation, stream
 from pacs.dimse.datasets import encode
 from pacs.dimse.negotiation import Proposed
@@ -29,7 +26,6 @@ from worklist.scp import MODALITY_WORKLIST_FIND
 
 CONTEXT = 1
 CALLED = "ORDERLY"
-START_SECONDS = 60.0
 _HEADER = struct.Struct(">BxI")
 _PDV = struct.Struct(">IBB")
 
@@ -76,19 +72,8 @@ class Scanner:
 
     def ask(self, ds: Dataset) -> Asked:
         """Ask once, and count the pending responses until the final one."""
-        request = {
-            "AffectedSOPClassUID": MODALITY_WORKLIST_FIND,
-            "CommandField": command.CODES["C-FIND"],
-            "MessageID": 1,
-            "Priority": 0,
-            "CommandDataSetType": 0,
-        }
-        pdus = [
-            *stream.data_pdus(CONTEXT, command.encode(request), command=True, max_data=16384),
-            *stream.data_pdus(CONTEXT, encode(ds, EXPLICIT_VR_LITTLE_ENDIAN), command=False, max_data=16384),
-        ]
         began = time.perf_counter()
-        self.sock.sendall(b"".join(pdus))
+        self.sock.sendall(_find(ds))
         first = 0.0
         count = 0
         while True:
@@ -102,23 +87,12 @@ class Scanner:
 
     def cancel(self, ds: Dataset) -> float:
         """Ask, and cancel after the first response: milliseconds until the final one. Raises RuntimeError."""
-        request = {
-            "AffectedSOPClassUID": MODALITY_WORKLIST_FIND,
-            "CommandField": command.CODES["C-FIND"],
-            "MessageID": 1,
-            "Priority": 0,
-            "CommandDataSetType": 0,
-        }
         cancel = {
             "CommandField": command.CODES["C-CANCEL"],
             "MessageIDBeingRespondedTo": 1,
             "CommandDataSetType": command.NO_DATA_SET,
         }
-        pdus = [
-            *stream.data_pdus(CONTEXT, command.encode(request), command=True, max_data=16384),
-            *stream.data_pdus(CONTEXT, encode(ds, EXPLICIT_VR_LITTLE_ENDIAN), command=False, max_data=16384),
-        ]
-        self.sock.sendall(b"".join(pdus))
+        self.sock.sendall(_find(ds))
         self._next_command()
         began = time.perf_counter()
         self.sock.sendall(
@@ -175,6 +149,22 @@ class Scanner:
         self.sock.close()
 
 
+def _find(ds: Dataset) -> bytes:
+    """The PDUs of one C-FIND-RQ with these keys."""
+    request = {
+        "AffectedSOPClassUID": MODALITY_WORKLIST_FIND,
+        "CommandField": command.CODES["C-FIND"],
+        "MessageID": 1,
+        "Priority": 0,
+        "CommandDataSetType": 0,
+    }
+    pdus = [
+        *stream.data_pdus(CONTEXT, command.encode(request), command=True, max_data=16384),
+        *stream.data_pdus(CONTEXT, encode(ds, EXPLICIT_VR_LITTLE_ENDIAN), command=False, max_data=16384),
+    ]
+    return b"".join(pdus)
+
+
 _STATUS = struct.pack("<HHI", 0x0000, 0x0900, 2)
 
 
@@ -186,56 +176,8 @@ def _is_pending(raw: bytes) -> bool:
 # -- servers
 
 
-def free_port() -> int:
-    """A port that nobody uses, and that no outgoing connection is ever given (Linux gives 32768 and above).
-
-    Asking for one of those until its server is up may connect to itself, and then holds the server's port.
-    """
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-
-
-@contextmanager
-def _process(
-    words: list[str], port: int, environment: dict[str, str], cwd: Path | None = None
-) -> Iterator[int]:
-    """A server as a child, until the end of the block; gives its process id once its port answers."""
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(
-            words,
-            env={**os.environ, **environment},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while True:
-                try:
-                    Scanner(port, seconds=START_SECONDS).close()
-                    break
-                except (OSError, RuntimeError):
-                    if child.poll() is not None or time.monotonic() > deadline:
-                        said.seek(0)
-                        last = said.read()[-2000:].decode(errors="replace")
-                        raise RuntimeError(f"{words[0]} does not serve on port {port}:\n{last}") from None
-                    time.sleep(0.1)
-            yield child.pid
-        finally:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+def _associates(port: int) -> None:
+    Scanner(port, seconds=30.0).close()
 
 
 @contextmanager
@@ -243,20 +185,20 @@ def ours(port: int) -> Iterator[int]:
     """Our DICOM process on the database of these settings."""
     words = [sys.executable, str(Path(settings.BASE_DIR) / "manage.py"), "run", "dicom"]
     environment = {
+        **os.environ,
         "ORDERLY_DICOM_PORT": str(port),
         "ORDERLY_DICOM_PROCESSES": "1",
         "ORDERLY_LOG_LEVEL": "ERROR",
     }
-    with _process(words, port, environment, Path(settings.BASE_DIR)) as pid:
+    with serving(words, lambda: _associates(port), environment, Path(settings.BASE_DIR)) as pid:
         yield pid
 
 
 @contextmanager
 def wlmscpfs(port: int, folder: Path) -> Iterator[int]:
     """DCMTK's worklist server over a folder of worklist files. TCP_NODELAY: Debian's build is slow without."""
-    with _process(
-        [str(shutil.which("wlmscpfs")), "-dfp", str(folder), str(port)], port, {"TCP_NODELAY": "1"}
-    ) as pid:
+    words = [str(shutil.which("wlmscpfs")), "-dfp", str(folder), str(port)]
+    with serving(words, lambda: _associates(port), {**os.environ, "TCP_NODELAY": "1"}) as pid:
         yield pid
 
 
@@ -278,7 +220,8 @@ def orthanc(port: int, folder: Path, work: Path) -> Iterator[int]:
             }
         )
     )
-    with _process([str(orthanc_program()), str(configuration)], port, {"TCP_NODELAY": "1"}) as pid:
+    words = [str(orthanc_program()), str(configuration)]
+    with serving(words, lambda: _associates(port), {**os.environ, "TCP_NODELAY": "1"}) as pid:
         yield pid
 
 

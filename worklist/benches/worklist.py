@@ -20,6 +20,7 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from common.clock import now
+from common.servers import free_port
 from pacs.dimse.registry import EXPLICIT_VR_LITTLE_ENDIAN
 from pacs.models import ApplicationEntity
 from ris.models import (
@@ -278,17 +279,17 @@ def _ask_in_turn(
 
 def _beside_peers(size: int, folder: Path, work: Path, say: Say) -> None:
     with ExitStack() as stack:
-        ports = {"ours": asking.free_port()}
+        ports = {"ours": free_port()}
         stack.enter_context(asking.ours(ports["ours"]))
         _warm(ports["ours"])
         missing = []
         if shutil.which("wlmscpfs"):
-            ports["wlmscpfs"] = asking.free_port()
+            ports["wlmscpfs"] = free_port()
             stack.enter_context(asking.wlmscpfs(ports["wlmscpfs"], folder))
         else:
             missing.append("wlmscpfs")
         if asking.orthanc_program() and asking.orthanc_plugin():
-            ports["orthanc"] = asking.free_port()
+            ports["orthanc"] = free_port()
             stack.enter_context(asking.orthanc(ports["orthanc"], folder, work))
         else:
             missing.append("orthanc")
@@ -368,7 +369,7 @@ def _cancelled(port: int, size: int, say: Say) -> None:
 
 def _alone_and_huge(say: Say) -> None:
     """The keyed queries of the large table, with ten times the steps in it."""
-    port = asking.free_port()
+    port = free_port()
     with asking.ours(port):
         _warm(port)
         for case, (ds, expected) in cases(LARGE).items():
@@ -390,7 +391,7 @@ def _alone_and_huge(say: Say) -> None:
 
 def _polling(say: Say, scanners: int = 50, seconds: float = 10.0) -> None:
     """Fifty scanners that ask every five seconds for their day: the share of one core that this takes."""
-    port = asking.free_port()
+    port = free_port()
     queries = []
     for number in range(scanners):
         keys = {

@@ -15,13 +15,13 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import ModalityPerformedProcedureStep  # type: ignore[attr-defined]
 
 from common.models import Alert
+from common.servers import free_port
 from config import site
 from integration import delivery, sweeper
 from integration.models import Destination, OutboxItem
 from tests.integration.outbound.making import FAST, states
 from tests.ris.making import group, place, register, who
 from tests.worklist.test_mpps import UID, begun, ended, send
-from worklist.benches.asking import free_port
 
 pytestmark = pytest.mark.django_db
 

@@ -14,10 +14,10 @@ import hl7
 import pytest
 from hl7.mllp import start_hl7_server
 
+from common.servers import free_port
 from integration.models import Message, OutboxItem
 from ris.models import ImagingServiceRequest
 from tests.conftest import missing, require_peer
-from tests.engine import _free_port as free_port
 from tests.integration.hl7v2 import conftest as doors
 from tests.integration.hl7v2.making import orm
 from tests.integration.outbound.making import hl7_destination, ordered, signed, states

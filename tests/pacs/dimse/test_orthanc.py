@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from common.clock import now
+from common.servers import free_port
 from pacs import routing
 from pacs.dimse import sender
 from pacs.dimse.admission import Known
@@ -44,7 +44,7 @@ class Orthanc:
     """A running Orthanc and its REST interface."""
 
     def __init__(self, folder: Path, ours: int) -> None:
-        self.port, self.http = _free_port(), _free_port()
+        self.port, self.http = free_port(), free_port()
         settings = {
             "Name": "peer",
             "DicomPort": self.port,
@@ -90,11 +90,6 @@ class Orthanc:
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def register(registry: Registry) -> None:
