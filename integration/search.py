@@ -281,12 +281,6 @@ def find(wanted: Wanted, size: int = PAGE) -> Found:
     return Found(note=note, exact=False)
 
 
-def _plan_for_indexes() -> None:
-    """Until the transaction ends: each of these queries has an index, and one that reads all rows is a wrong guess."""
-    _set("enable_seqscan", "off")
-    _set("jit", "off")
-
-
 def _bound(milliseconds: float) -> None:
     _set("statement_timeout", str(max(1, int(milliseconds))))
 

@@ -35,7 +35,6 @@ PROMISE = {
 }
 _URGENCY = (Priority.STAT, Priority.HIGH, Priority.ROUTINE, Priority.MEDIUM, Priority.LOW)
 _WORKING = (ReportStatus.DRAFT, ReportStatus.PRELIMINARY)
-_DEAD = (StepStatus.CANCELED, StepStatus.DISCONTINUED)
 
 
 @dataclass(frozen=True)

@@ -260,11 +260,6 @@ class Message:
         return self.header.value(6).strip()
 
 
-def looks_like_hl7(raw: bytes) -> bool:
-    """Whether the bytes begin as a message or a batch does, after a BOM and line ends."""
-    return _lead(raw)[:3] in _HEADS
-
-
 def header_of(raw: bytes) -> tuple[Separators, list[bytes]]:
     """The separators and the raw fields of the first header (index as in the standard). Raises Refused."""
     body = _lead(raw)
