@@ -61,9 +61,6 @@ REQUESTS = {
 CODES = {name: code for code, name in REQUESTS.items()}
 RESPONSE = 0x8000
 
-#: Requests that carry the class and instance as "Requested" and are answered with "Affected".
-_REQUESTED = frozenset(("N-GET", "N-SET", "N-ACTION", "N-DELETE"))
-
 
 class CommandError(Exception):
     """The bytes are no command set; the text says what and where, and holds nothing a peer sent."""

@@ -169,7 +169,6 @@ class Request:
         return self.exchange.cancelled()
 
 
-FindAnswers = Iterable[tuple[int, bytes]]
 Handler = Callable[[Request], Any]
 
 

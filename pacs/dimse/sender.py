@@ -173,11 +173,6 @@ class RequestedAssociation(Association):
             raise AssociationRefused("the peer does not take this SOP class in this transfer syntax")
         return self.exchange(context, store_command(origin, originator), data, meanwhile=meanwhile).status
 
-    def store_file(self, path: Path, *, originator: tuple[str, int] | None = None) -> int:
-        """C-STORE of a Part 10 file, its data set as it lies there; gives the status."""
-        with part10(path) as (origin, data):
-            return self.store(origin, data, originator=originator)
-
     def encoded(self, context: Context, command: Mapping[str, Any], data: Any = None) -> list[Any]:
         """As ever, but a data set is sent as it is: in a deflated syntax it lies deflated already."""
         buffers = super().encoded(context, command)

@@ -222,11 +222,6 @@ class Count:
         else:
             self.failed.append(uid)
 
-    def fail_rest(self, uids: list[str]) -> None:
-        """What is left cannot be sent any more."""
-        self.failed += uids
-        self.remaining = 0
-
     def pending(self) -> Outcome:
         """The counts in between."""
         return Outcome(status.PENDING, elements=self._elements(True))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -16,8 +18,49 @@ from pacs.dimse.sender import Destination
 from pacs.dimse.server import Server
 from pacs.services import echo, store
 from pacs.storage import spool
+from tests.engine import Engine
 
 ALL = frozenset(("echo", "store", "find", "move", "get", "worklist", "mpps"))
+
+
+SITE = """
+[[ae]]
+title = "SCANNER"
+host = "*"
+services = ["echo", "store", "find", "worklist"]
+"""
+
+
+@contextmanager
+def engine_for_scanner(folder: Path, **environment: str) -> Iterator[Engine]:
+    """A whole engine that knows SCANNER; its site file lies in `folder`."""
+    site = folder / "site.toml"
+    site.write_text(SITE)
+    engine = Engine(site=site, environment=environment)
+    try:
+        yield engine.start()
+    finally:
+        engine.close()
+
+
+class Beside:
+    """A thread that repeats something, and ends with its `with` block."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        """Until `stopping` is set."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        self._thread.join(60)
 
 
 @dataclass

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,8 @@ from pacs.dimse import command, sender, stream
 from pacs.dimse.sender import Destination
 from tests.conftest import require_peer
 from tests.engine import Engine
-from tests.pacs.dimse.test_pool import SITE, members
+from tests.pacs.dimse.conftest import Beside, engine_for_scanner
+from tests.pacs.dimse.test_pool import members
 from tests.pacs.dimse.test_protocol import (
     CT,
     ECHO,
@@ -43,13 +43,8 @@ GROWTH = 50 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    site = tmp_path_factory.mktemp("gates") / "site.toml"
-    site.write_text(SITE)
-    engine = Engine(site=site)
-    try:
-        yield engine.start()
-    finally:
-        engine.close()
+    with engine_for_scanner(tmp_path_factory.mktemp("gates")) as engine:
+        yield engine
 
 
 def destination(engine: Engine) -> Destination:
@@ -63,32 +58,24 @@ def processes(engine: Engine) -> dict[int, int]:
     return {pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for pid in pids}
 
 
-class Watch:
+class Watch(Beside):
     """Asks C-ECHO again and again while something else goes on."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._stopping = engine, threading.Event()
+        super().__init__()
+        self._engine = engine
         self.seconds: list[float] = []
         self.troubles: list[str] = []
-        self._thread = threading.Thread(target=self._run)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
+    def run(self) -> None:
+        while not self.stopping.is_set():
             started = time.monotonic()
             try:
                 assert sender.echo(destination(self._engine), SECONDS) == 0
             except Exception as error:
                 self.troubles.append(f"{type(error).__name__}: {error}")
             self.seconds.append(time.monotonic() - started)
-            self._stopping.wait(0.1)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stopping.set()
-        self._thread.join(60)
+            self.stopping.wait(0.1)
 
 
 OPENING = request([(CT, (EXPLICIT,)), (VERIFICATION, (IMPLICIT,))])
@@ -168,21 +155,20 @@ def test_ten_thousand_malformed_pdus_move_nothing(engine: Engine) -> None:
     assert max(tasks) < 40  # no thread hangs
 
 
-class Siege:
+class Siege(Beside):
     """`idle` callers that say nothing and `slow` ones that say a byte a second; who is dropped comes back."""
 
     def __init__(self, port: int, idle: int, slow: int) -> None:
+        super().__init__()
         self._port, self._idle, self._slow = port, idle, slow
-        self._stopping = threading.Event()
         self.opened = 0
-        self._thread = threading.Thread(target=self._run)
 
-    def _run(self) -> None:
+    def run(self) -> None:
         selector = selectors.DefaultSelector()
         said: dict[socket.socket, int] = {}  # slow callers → bytes said
         idle: set[socket.socket] = set()
         second = time.monotonic()
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             for _ in range(50):
                 if len(idle) < self._idle:
                     self._open(selector, idle)
@@ -223,14 +209,6 @@ class Siege:
         if into is not None:
             into.add(sock)
         return sock
-
-    def __enter__(self) -> Siege:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stopping.set()
-        self._thread.join(60)
 
 
 def _ended(sock: socket.socket) -> bool:

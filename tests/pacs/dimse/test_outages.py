@@ -21,7 +21,7 @@ from pacs.services.find import STUDY_ROOT
 from pacs.storage import spool
 from pacs.storage.part10 import Origin
 from tests.engine import Engine
-from tests.pacs.dimse.test_pool import SITE
+from tests.pacs.dimse.conftest import engine_for_scanner
 from tests.pacs.dimse.test_store import CT, EXPLICIT, made
 from tests.pacs.storage.conftest import data_dir, spooled  # noqa: F401
 from tests.pacs.storage.test_faults import Receiver, receiver  # noqa: F401
@@ -29,13 +29,8 @@ from tests.pacs.storage.test_faults import Receiver, receiver  # noqa: F401
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Engine]:
-    site = tmp_path / "site.toml"
-    site.write_text(SITE)
-    engine = Engine(site=site)
-    try:
-        yield engine.start()
-    finally:
-        engine.close()
+    with engine_for_scanner(tmp_path) as engine:
+        yield engine
 
 
 def test_while_the_database_is_away_images_are_kept_or_refused_and_all_are_indexed_after(

@@ -21,14 +21,9 @@ from pacs.dimse.registry import Registry
 from pacs.dimse.server import Server
 from pacs.dimse.shared import Table, TableBusy
 from tests.engine import Engine
+from tests.pacs.dimse.conftest import engine_for_scanner
 from tests.pacs.dimse.test_protocol import CT, EXPLICIT, IMPLICIT, VERIFICATION, WORKLIST, read_pdu, request
 
-SITE = """
-[[ae]]
-title = "SCANNER"
-host = "*"
-services = ["echo", "store", "find", "worklist"]
-"""
 STORAGE = [(CT, (EXPLICIT,))]
 QUERY = [(WORKLIST, (IMPLICIT,))]
 
@@ -130,15 +125,9 @@ def test_limits_in_proportion_and_too_few() -> None:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """An engine whose three receiving processes take 16 associations: 12 with storage, 8 from an address."""
-    site = tmp_path_factory.mktemp("pool") / "site.toml"
-    site.write_text(SITE)
-    engine = Engine(
-        site=site, environment={"ORDERLY_DICOM_ASSOCIATIONS": "16", "ORDERLY_DICOM_PROCESSES": "3"}
-    )
-    try:
-        yield engine.start()
-    finally:
-        engine.close()
+    settings = {"ORDERLY_DICOM_ASSOCIATIONS": "16", "ORDERLY_DICOM_PROCESSES": "3"}
+    with engine_for_scanner(tmp_path_factory.mktemp("pool"), **settings) as engine:
+        yield engine
 
 
 def ask(engine: Engine, address: str, contexts: list[tuple[str, tuple[str, ...]]]) -> socket.socket | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,22 @@ def receive(disk: Disk, threads: int = 3, rounds: int = 1) -> dict[str, str]:
     for thread in working:
         thread.join(120)
         assert not thread.is_alive()
+    return sent
+
+
+def receive_series(disk: Disk, study: str, sizes: Sequence[int]) -> dict[str, str]:
+    """Objects of one series, one after the other; gives their SHA-256 by UID. Each answer is noted."""
+    sent = {}
+    for number, size in enumerate(sizes, 1):
+        uid = f"{study}.1.{number}"
+        data = encoded(
+            data_set(size, StudyInstanceUID=study, SeriesInstanceUID=f"{study}.1", SOPInstanceUID=uid)
+        )
+        incoming = spool.mine().begin(Origin(CT, uid, EXPLICIT, "CT01", "ORDERLY"))
+        incoming.write(data)
+        incoming.commit()
+        sent[uid] = sha256(data).hexdigest()
+        disk.mark(f"kept {uid}")
     return sent
 
 
@@ -151,22 +167,11 @@ def test_a_power_cut_while_they_are_indexed_leaves_no_row_without_its_file(
 ) -> None:
     sent = receive(disk)
     index_and_note(disk, monkeypatch)
-    later = receive_more(disk)  # segments that are read are written over
+    later = receive_series(
+        disk, "1.2.9", [0, 40_000, 80_000, 120_000]
+    )  # segments that are read are written over
     assert Instance.objects.count() == len(sent)
     cut_everywhere(disk, {**sent, **later}, tmp_path, every=every)
-
-
-def receive_more(disk: Disk) -> dict[str, str]:
-    sent = {}
-    for number in range(4):
-        uid = f"1.2.9.{number + 1}"
-        data = encoded(data_set(40_000 * number, SOPInstanceUID=uid, StudyInstanceUID="1.2.9"))
-        incoming = spool.mine().begin(Origin(CT, uid, EXPLICIT, "CT01", "ORDERLY"))
-        incoming.write(data)
-        incoming.commit()
-        sent[uid] = sha256(data).hexdigest()
-        disk.mark(f"kept {uid}")
-    return sent
 
 
 Deaf = Callable[[str, bool], bool]

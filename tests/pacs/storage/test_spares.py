@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from pacs.models import Instance
 from pacs.storage import spool
-from pacs.storage.part10 import Origin
-from tests.pacs.storage.conftest import CT, EXPLICIT, data_set, encoded
 from tests.pacs.storage.disk import Disk
-from tests.pacs.storage.test_power_cut import cut_everywhere, disk, index_all, index_and_note  # noqa: F401
+from tests.pacs.storage.test_power_cut import (  # noqa: F401
+    cut_everywhere,
+    disk,
+    index_all,
+    index_and_note,
+    receive_series,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def receive(disk: Disk, study: str, sizes: list[int]) -> dict[str, str]:  # noqa: F811
-    sent = {}
-    for number, size in enumerate(sizes, 1):
-        uid = f"{study}.1.{number}"
-        data = encoded(
-            data_set(size, StudyInstanceUID=study, SeriesInstanceUID=f"{study}.1", SOPInstanceUID=uid)
-        )
-        incoming = spool.mine().begin(Origin(CT, uid, EXPLICIT, "CT01", "ORDERLY"))
-        incoming.write(data)
-        incoming.commit()
-        sent[uid] = sha256(data).hexdigest()
-        disk.mark(f"kept {uid}")
-    return sent
 
 
 def test_a_power_cut_while_segments_are_written_over_loses_nothing_and_brings_nothing_back(
@@ -40,10 +28,10 @@ def test_a_power_cut_while_segments_are_written_over_loses_nothing_and_brings_no
     monkeypatch.setattr(spool, "SEGMENT_BYTES", 12 * spool.PAGE)
     monkeypatch.setattr(spool, "BUFFER", 6 * spool.PAGE)
     sizes = [100, 9_000, 20_000, 3_000, 12_000, 15_000, 100, 18_000]
-    sent = receive(disk, "1.2.1", sizes)
+    sent = receive_series(disk, "1.2.1", sizes)
     index_and_note(disk, monkeypatch)
     assert list((disk.root / "spool" / "spare").iterdir())
-    sent |= receive(disk, "1.2.2", sizes[::-1])
+    sent |= receive_series(disk, "1.2.2", sizes[::-1])
     names = [op.other for op in disk.ops if op.kind == "rename" and op.path.endswith(".seg")]
     assert any(name.startswith("spool/spare/") for name in names)  # so they were written over
     cut_everywhere(disk, sent, tmp_path)
