@@ -35,7 +35,7 @@ from integration.hl7v2.reading import header_of
 from integration.hl7v2.scope import Head, Scope
 from integration.hl7v2.timestamps import format_time
 from integration.models import Message, MessageIdentity
-from integration.order_state import states_of
+from integration.order_state import imaging_of, states_of
 from integration.sources import Profile
 from ris.commands import (
     Applied,
@@ -116,6 +116,8 @@ class _Incoming:
     """Placer numbers that we assigned, by filler number."""
     states: dict[str, str] = field(default_factory=dict)
     """ORC-5 by order number, where the message asks (SS)."""
+    imaging: dict[str, dict[int, composing.Field]] = field(default_factory=dict)
+    """IPC fields by order number, for the full answer to an OMI."""
 
 
 def receive(raw: bytes, peer: Peer, notes: Sequence[str] = ()) -> Reply:
@@ -310,6 +312,9 @@ def _apply_once(incoming: _Incoming) -> Reply:
         if answers.asks_state(incoming.parsed):
             unit.flush()
             incoming.states = states_of(row.request_ids)
+        if incoming.profile["order_answers"] == "full" and answers.wants_imaging(incoming.parsed):
+            unit.flush()
+            incoming.imaging = imaging_of(row.request_ids)
     row.warnings = [*incoming.warnings, *incoming.head.warnings, *row.warnings]
     reply = _reply(incoming, AckCode.AA, (), row.pk)
     row.ack_code, row.ack = reply.code, reply.ack
@@ -473,7 +478,9 @@ def _answer(incoming: _Incoming, code: AckCode, problems: Sequence[Problem]) -> 
     kind = answers.kind_of(message) if message and (full or answers.asks_state(message)) else None
     if message is None or kind is None or code.value[0] == "C":
         return acks.build(incoming.asked, code, problems, at=at)
-    groups = answers.groups(message, code.positive, incoming.numbers, incoming.states)
+    groups = answers.groups(
+        message, code.positive, incoming.numbers, incoming.states, incoming.imaging if code.positive else {}
+    )
     return acks.build(incoming.asked, code, problems, at=at, kind=kind, groups=groups)
 
 

@@ -1,9 +1,10 @@
-"""The state of an order in the words of HL7 table 0038 (ORC-5), for those who ask for it (ORC-1 SS)."""
+"""What we know of orders, in the words of their answers: ORC-5 (table 0038) for ORC-1 SS, and the fields of an IPC."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from uuid import UUID
 
-from ris.models import ImagingServiceRequest
+from integration.hl7v2.composing import Field
+from ris.models import ImagingServiceRequest, RequestedProcedure
 from ris.models.schedule import StepStatus
 from ris.transitions import TERMINAL
 
@@ -24,19 +25,44 @@ def state_of(steps: Iterable[str]) -> str:
 
 def states_of(requests: Iterable[UUID]) -> dict[str, str]:
     """The states of orders by every number they are known by; a procedure's own number means its steps alone."""
-    found: dict[str, str] = {}
+    return {
+        number: state_of(step.status for procedure in procedures for step in procedure.steps.all())
+        for number, _, procedures in _by_number(requests)
+    }
+
+
+def imaging_of(requests: Iterable[UUID]) -> dict[str, dict[int, Field]]:
+    """What we know for the IPC of an order, by every number it is known by: IPC-1 to IPC-5 by number of the field.
+
+    Fields that several procedures or steps of the order fill differently are left out.
+    """
+    return {number: _imaging(request, found) for number, request, found in _by_number(requests)}
+
+
+def _imaging(request: ImagingServiceRequest, procedures: list[RequestedProcedure]) -> dict[int, Field]:
+    known: dict[int, Field] = {1: (request.accession_number, request.issuer_of_accession_number)}
+    if len(procedures) == 1:
+        procedure = procedures[0]
+        known |= {2: procedure.requested_procedure_id, 3: procedure.study_instance_uid}
+        steps = list(procedure.steps.all())
+        if len(steps) == 1:
+            known |= {4: steps[0].scheduled_procedure_step_id, 5: steps[0].modality}
+    return known
+
+
+def _by_number(
+    requests: Iterable[UUID],
+) -> Iterator[tuple[str, ImagingServiceRequest, list[RequestedProcedure]]]:
+    """Each number of these orders, with the procedures that it means: all of the order, or the one whose own it is."""
     for request in ImagingServiceRequest.objects.filter(pk__in=list(requests)).prefetch_related(
         "procedures__steps"
     ):
         procedures = list(request.procedures.all())
-        whole = state_of(s.status for p in procedures for s in p.steps.all())
         for number in (request.placer_order_number, request.filler_order_number, request.accession_number):
             if number:
-                found[number] = whole
+                yield number, request, procedures
+        shared = {request.placer_order_number, request.filler_order_number}
         for procedure in procedures:
-            own = state_of(s.status for s in procedure.steps.all())
-            shared = {request.placer_order_number, request.filler_order_number}
             for number in (procedure.placer_order_number, procedure.filler_order_number):
                 if number and (number not in shared or len(procedures) == 1):
-                    found[number] = own
-    return found
+                    yield number, request, [procedure]
