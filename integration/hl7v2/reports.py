@@ -23,8 +23,10 @@ DOCUMENT_STATUS: Mapping[str, str] = {
     "IN": "PRELIMINARY", "DI": "PRELIMINARY",
 }  # fmt: skip
 
-# MDM events with content; T06 adds to what is known, T11 takes it back. T01, T03, T05, T07, T09 only announce.
+# MDM events with content; T06 adds to what is known, T11 takes it back.
 DOCUMENTS = ("T02", "T04", "T06", "T08", "T10", "T11")
+# Events that announce a document → the event that brings it; some senders put the text into them all the same.
+ANNOUNCED: Mapping[str, str] = {"T01": "T02", "T03": "T04", "T05": "T06", "T07": "T08", "T09": "T10"}
 
 _STUDY = frozenset({"113014", "dicom study", "study instance uid", "110180"})
 _OTHER_UIDS = frozenset({"series instance uid", "sr instance uid", "112002", "sop instance uid"})
@@ -105,13 +107,17 @@ def results(head: Head) -> Reports | None:
     return Reports(found, scopes) if found else None
 
 
-def document(head: Head) -> Reports:
-    """The report of an MDM. Raises Refused."""
+def document(head: Head) -> Reports | None:
+    """The report of an MDM; None of one that only announces a document. Raises Refused."""
+    event = head.message.trigger_event
+    if event in ANNOUNCED and not head.message.all("OBX"):
+        head.warnings.append("The message announces a document and has no text of it; it is kept.")
+        return None
+    event = ANNOUNCED.get(event, event)
     scope = Scope(head, head.message.segments)
     txa = scope.segment("TXA")
     if not txa:
         raise refuse(Code.SEGMENT_SEQUENCE, "A document needs a TXA segment.", Location("TXA", 1))
-    event = head.message.trigger_event
     texts = read_texts(scope)
     body = "\n".join(texts.findings) or _of_documents(texts)
     signer = names.read_xcn(txa, 22) or names.read_xcn(txa, 9)

@@ -1,6 +1,6 @@
 """An interface specification in Markdown, generated from a source's live profile: what it sends, where we look."""
 
-from integration.hl7v2 import orders, patients, schedule, tables, translate
+from integration.hl7v2 import orders, patients, reports, schedule, tables, translate
 from integration.models import Source
 from integration.sources import FIELDS, POLICIES, Profile, compile_profile
 
@@ -49,7 +49,16 @@ def _accepted() -> list[str]:
     lines = ["## Messages that are applied", "", "| message | event | what it does |", "|---|---|---|"]
     for kind, event in translate.applied_events():
         lines.append(f"| {kind} | {event or 'any'} | {_effect(kind, event)} |")
-    lines += ["", "Any other type or event is kept and answered by the policy `unknown_type`.", ""]
+    lines += [
+        "",
+        "Any other type or event changes nothing, is kept as it came, stands on the messages page under *Kept*, and is",
+        "answered AA, or AR where the policy `unknown_type` is `refuse` (it then stands on the list of open messages).",
+        "",
+        "| kept | event | what it says |",
+        "|---|---|---|",
+        *(f"| {kind} | {event} | {tables.EVENTS[event]} |" for kind, event in kept_events()),
+        "",
+    ]
     lines += ["| ORC-1 | meaning (table 0119) | what it does |", "|---|---|---|"]
     for code, action in orders.ACTIONS.items():
         lines.append(f"| {code} | {tables.ORDER_CONTROL[code]} | {action.value} |")
@@ -57,6 +66,14 @@ def _accepted() -> list[str]:
     for code, status in orders.STATUSES.items():
         lines.append(f"| {code} | {tables.ORDER_STATUS[code]} | {status or '(unchanged)'} |")
     return [*lines, ""]
+
+
+def kept_events() -> list[tuple[str, str]]:
+    """Events of the standard, of types that are applied, that are not applied themselves."""
+    applied = set(translate.applied_events())
+    types = {"A": "ADT", "S": "SIU"}
+    named = ((types[event[0]], event) for event in tables.EVENTS if event[0] in types)
+    return sorted(one for one in named if one not in applied)
 
 
 def _effect(kind: str, event: str) -> str:
@@ -79,6 +96,8 @@ def _effect(kind: str, event: str) -> str:
         )
     if kind in ("ORU", "MDM"):
         which = f"{tables.EVENTS[event]}: " if event else ""
+        if event in reports.ANNOUNCED:
+            return f"{which}as {reports.ANNOUNCED[event]} where it brings the text (OBX), else kept"
         return f"{which}a version of the order's report, where the policy `results` is `file`"
     return (
         "answer to an order: numbers assigned"

@@ -119,7 +119,7 @@ def _document(head: Head) -> Translated | None:
     if head.profile["results"] != "file":
         return None
     found = reports.document(head)
-    return Translated([*found.commands], found.locate)
+    return Translated([*found.commands], found.locate) if found else None
 
 
 def _answer(head: Head) -> Translated | None:
@@ -136,7 +136,7 @@ _READERS: dict[tuple[str, str], Callable[[Head], Translated | None]] = {
     ("ADT", "A47"): _change_identifier,
     **{("SIU", event): _appointment for event in schedule.BOOKS},
     ("ORU", ""): _results,
-    **{("MDM", event): _document for event in reports.DOCUMENTS},
+    **{("MDM", event): _document for event in (*reports.DOCUMENTS, *reports.ANNOUNCED)},
     ("ORM", ""): _orders,
     ("OMG", ""): _orders,
     ("OMI", ""): _orders,

@@ -7,6 +7,7 @@ import pytest
 from django.db import DatabaseError, transaction
 
 from integration import sources
+from integration.hl7v2 import reports
 from integration.inbox import Peer, receive
 from integration.models import Message, Source
 from ris.models import ImagingServiceRequest, Report, ReportDocument, ReportVersion
@@ -178,9 +179,18 @@ def test_documents_are_filed_added_to_and_taken_back(filing):
     assert ReportVersion.objects.first().signer_name == "WRITER^WIM"
 
 
-def test_an_announcement_of_a_document_is_kept(filing):
-    assert receive(mdm("T01", ""), PEER).code == "AA"
-    assert Message.objects.latest("id").state == "kept"
+@pytest.mark.parametrize("event", reports.ANNOUNCED)
+def test_an_announcement_of_a_document_is_kept(filing, event):
+    assert receive(mdm(event, ""), PEER).code == "AA"
+    row = Message.objects.latest("id")
+    assert (row.state, versions()) == ("kept", [])
+    assert "announces a document" in row.warnings[0]
+
+
+def test_an_announcement_that_brings_the_text_is_a_version(filing):
+    assert receive(mdm("T01"), PEER).code == "AA"
+    assert receive(mdm("T05", "More.", sent="20260301160000+0000"), PEER).code == "AA"
+    assert versions() == [("FINAL", "Document.", "", ""), ("ADDENDED", "Document.", "", "More.")]
 
 
 def test_the_structured_report_of_dcm4che_is_filed_for_its_order(any_source):
