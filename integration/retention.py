@@ -16,6 +16,7 @@ from django.db.models import QuerySet
 
 from common import audit
 from common.clock import now
+from common.counting import counted
 from common.models import Site
 from integration import search
 from integration.models import LegalHold, Message, OutboxItem, Source
@@ -75,8 +76,8 @@ def state() -> State:
         deliveries,
         Message.objects.order_by("received_at").values_list("received_at", flat=True).first(),
         OutboxItem.objects.order_by("id").values_list("created_at", flat=True).first(),
-        search.counted(_due_messages(messages), 10_000) if messages else 0,
-        search.counted(_due_deliveries(deliveries), 10_000) if deliveries else 0,
+        counted(_due_messages(messages), 10_000) if messages else 0,
+        counted(_due_deliveries(deliveries), 10_000) if deliveries else 0,
         list(LegalHold.objects.filter(lifted_at=None)),
     )
 

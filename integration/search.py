@@ -4,7 +4,6 @@ Words are extracted after commit by the sweeper (`index_new`) into a table of th
 first, a page after a known id, so that the millionth message costs no more than the first.
 """
 
-import json
 import logging
 import re
 import time
@@ -21,6 +20,7 @@ from django.db import Error, OperationalError, connection, transaction
 from django.db.models import F, Lookup, Q, QuerySet
 
 from common.clock import now, to_site
+from common.counting import counted, estimate
 from integration.hl7v2.errors import Refused
 from integration.hl7v2.reading import Message as Parsed
 from integration.hl7v2.reading import Segment, parse
@@ -504,17 +504,6 @@ def _count(wanted: Wanted, found: Found) -> tuple[int, bool]:
             return number, True
         return max(number, about), False
     return about, False
-
-
-def estimate(rows: QuerySet[Any]) -> int:
-    """How many rows a query gives, as the planner believes."""
-    said = rows.order_by().values("pk").explain(format="json")
-    return int(json.loads(said)[0]["Plan"]["Plan Rows"])
-
-
-def counted(rows: QuerySet[Any], most: int = 1000) -> int:
-    """How many rows there are, counted up to `most`."""
-    return rows.order_by()[:most].count()
 
 
 # ------------------------------------------------------------------------------------------------ raw text

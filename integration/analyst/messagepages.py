@@ -17,6 +17,7 @@ from django.views.decorators.http import require_POST
 
 from common import cause, searches
 from common.clock import site_zone, to_site
+from common.counting import counted
 from common.desk import DeskAdmin, desk_url
 from common.roles import Role, has_role, require
 from integration import retention, search, solving, sources
@@ -103,7 +104,7 @@ class MessagePages(DeskAdmin):
         found_rows, found.rows = found.rows, shown
         return self.page(
             request, "integration/messages.html", title="Messages in", found=found, wanted=wanted,
-            standing=len(standing.rows), standing_count=search.counted(Message.objects.filter(search.OPEN)),
+            standing=len(standing.rows), standing_count=counted(Message.objects.filter(search.OPEN)),
             rows=[self._line(row) for row in shown], tabs=self._tabs(request, wanted),
             sources=Source.objects.order_by("name"), states=Message.State.choices, query=self._kept(request),
             newest=found_rows[0].pk if found_rows else None, oldest=found_rows[-1].pk if found_rows else None,

@@ -179,6 +179,7 @@ def pages_over(stored: stock.Stock) -> Iterator[Page]:
     yield Page("messages out, the last page", f"{deliveries}?p={stored.count // 4 // 50}")
     yield Page("messages out by control ID", deliveries, {"_search": f"{stored.order_number // 4 * 4:020}"})
     yield Page("the first page", reverse("home"))
+    yield Page("the numbers for monitors", reverse("metrics"))
 
 
 def _kept_and_held(row: Message, accession: str) -> None:
