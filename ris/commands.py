@@ -120,7 +120,7 @@ class OrderAction(Enum):
     HOLD = "hold"
     RELEASE = "release"
     REPLACED = "replaced"
-    """The old one of a pair (RP, RU): canceled, and linked to the REPLACEMENT that follows it."""
+    """The old one of a pair (RP, RU): canceled. Its REPLACEMENT (RO) stands beside it in the same message."""
     REPLACEMENT = "replacement"
     NUMBER_ASSIGNED = "number assigned"
     """The other side tells us its order number (NA)."""

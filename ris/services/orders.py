@@ -193,6 +193,8 @@ class _Work:
             loose = [p for p in procedures if _made(p) and _may_be(p, keys)]
             return next((p for p in loose if _fits(p, group, keys)), None)
         numbered = [p for p in procedures if _is_procedure(p, keys)]
+        if group.action is OrderAction.REPLACEMENT:  # one of the same code is what it replaces
+            return next(iter(numbered), None)
         same_code = [p for p in numbered or procedures if _fits(p, group, keys)]
         if same_code:
             return same_code[0]
@@ -398,8 +400,9 @@ class _Work:
     def _update_procedure(self, procedure: RequestedProcedure, group: OrderGroup) -> None:
         keys = group.keys
         self._replace_made_ids(procedure, keys)
+        replacing = group.action is OrderAction.REPLACEMENT
         for name, number in (("placer", keys.placer), ("filler", keys.filler)):
-            if number.value and not getattr(procedure, f"{name}_order_number"):
+            if number.value and (replacing or not getattr(procedure, f"{name}_order_number")):
                 setattr(procedure, f"{name}_order_number", number.value)
                 setattr(procedure, f"{name}_issuer", number.issuer)
         _assign(procedure, group.procedure)
@@ -515,7 +518,8 @@ class _Work:
 
     def _take_status(self, step: ScheduledProcedureStep, group: OrderGroup) -> None:
         """The status that a group asks for; a new order reopens what was cancelled before it was placed."""
-        reopened = group.action is OrderAction.NEW and step.status == StepStatus.CANCELED
+        placing = group.action in (OrderAction.NEW, OrderAction.REPLACEMENT)
+        reopened = placing and step.status == StepStatus.CANCELED
         if not reopened:
             self._follow(step, group.status)
         elif not self._is_late_word(step):
@@ -585,6 +589,8 @@ class _Work:
 
     def _move_all(self, request: ImagingServiceRequest, group: OrderGroup, target: str) -> None:
         steps = self._steps_meant(request, group)
+        if group.action is OrderAction.REPLACED:  # its replacement, named before it, may have kept the step
+            steps = [(p, s) for p, s in steps if s.id not in self.claimed]
         started = (StepStatus.STARTED, StepStatus.DEPARTED)
         if target == StepStatus.CANCELED and any(s.status in started for _, s in steps):
             raise NotAllowed(
