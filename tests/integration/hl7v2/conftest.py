@@ -4,9 +4,12 @@ import asyncio
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import uvloop
+from django.db import connections, transaction
 
 from integration import inbox, sources
 from integration.hl7v2.framing import Decoder, Frame, encode
@@ -55,20 +58,20 @@ class Client:
     """An MLLP peer on one connection."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), 20)
+        self.socket = socket.create_connection(("127.0.0.1", port), 60)
         self.decoder = Decoder(1 << 24)
         self.frames: list[bytes] = []
 
     def write(self, data: bytes) -> None:
         self.socket.sendall(data)
 
-    def read(self, seconds: float = 20) -> Message:
+    def read(self, seconds: float = 60) -> Message:
         """The next answer."""
         raw = self.read_raw(seconds)
         assert raw is not None, "the connection was closed without an answer"
         return parse(raw)
 
-    def read_raw(self, seconds: float = 20) -> bytes | None:
+    def read_raw(self, seconds: float = 60) -> bytes | None:
         """The next answer's bytes; None when the connection was closed."""
         deadline = time.monotonic() + seconds
         while not self.frames:
@@ -84,7 +87,7 @@ class Client:
         self.write(encode(payload))
         return self.read()
 
-    def is_closed(self, seconds: float = 10) -> bool:
+    def is_closed(self, seconds: float = 60) -> bool:
         """Whether the other side closes the connection."""
         self.socket.settimeout(seconds)
         try:
@@ -96,6 +99,30 @@ class Client:
 
     def close(self) -> None:
         self.socket.close()
+
+
+@contextmanager
+def holding(work: Callable[[], object]) -> Iterator[None]:
+    """In a transaction of another connection: do this, and keep its locks until the end of the block."""
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        try:
+            with transaction.atomic():
+                work()
+                held.set()
+                release.wait(120)
+        finally:
+            connections.close_all()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert held.wait(30)
+        yield
+    finally:
+        release.set()
+        holder.join()
 
 
 @pytest.fixture

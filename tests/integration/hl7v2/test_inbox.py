@@ -1,10 +1,11 @@
 """The inbox through the real socket: applied before AA, once, refused by place, and on a list."""
 
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection, connections
 
 from integration import inbox, solving, sources
 from integration.hl7v2.errors import Refused
@@ -12,6 +13,8 @@ from integration.hl7v2.reading import parse
 from integration.inbox import Peer, receive
 from integration.models import Message, MessageIdentity, Source
 from ris.models import Change, ImagingServiceRequest, Patient, ScheduledProcedureStep
+from ris.services import lanes
+from tests.integration.hl7v2.conftest import holding
 from tests.integration.hl7v2.making import adt, group, merge, message, msh, next_id, orm, pid
 
 PEER = Peer("127.0.0.1", 1)
@@ -191,6 +194,20 @@ def test_twins_at_once_are_applied_once_and_both_get_the_same_ack(any_source):
     assert (Message.objects.count(), ImagingServiceRequest.objects.count()) == (1, 1)
 
 
+def test_a_twin_that_stays_in_flight_is_waited_for_a_while_and_then_told_to_come_again(
+    any_source, monkeypatch
+):
+    monkeypatch.setattr(inbox, "_WAIT_MS", 200)
+    raw = adt(control_id="TWIN")
+    digest = hashlib.sha256(raw).hexdigest()
+    at_work = MessageIdentity(sender="HIS|HOSP", control_id="TWIN", sha256=digest)
+    with holding(at_work.save):
+        reply = receive(raw, PEER)
+        assert (reply.code, b"|207^" in reply.ack, Message.objects.count()) == ("AR", True, 0)
+    MessageIdentity.objects.all().delete()
+    assert receive(raw, PEER).code == "AA"
+
+
 def test_many_messages_about_one_new_patient_at_once_make_one_patient(any_source):
     start = threading.Barrier(8)
 
@@ -232,23 +249,8 @@ def test_crossing_merges_and_updates_end_without_a_lost_message(any_source):
 def test_a_message_that_cannot_get_its_lane_is_answered_ar_206_and_can_be_sent_again(any_source, monkeypatch):
     monkeypatch.setattr(inbox, "_WAIT_MS", 200)
     raw = adt(identifier="P1^^^HOSP")
-    held, release = threading.Event(), threading.Event()
-
-    def hold():
-        from ris.services import lanes
-
-        with transaction.atomic():
-            lanes.lock(["P1"])
-            held.set()
-            release.wait(20)
-        connections.close_all()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(10)
-    reply = receive(raw, PEER)
-    release.set()
-    holder.join()
+    with holding(lambda: lanes.lock(["P1"])):
+        reply = receive(raw, PEER)
     assert reply.code == "AR"
     assert b"206" in reply.ack
     assert Message.objects.get().state == "rejected"

@@ -14,6 +14,8 @@ from integration.hl7v2.framing import encode
 from integration.hl7v2.listener import Workers
 from integration.models import Message, Source
 from ris.models import Patient
+from ris.services import lanes
+from tests.integration.hl7v2.conftest import holding
 from tests.integration.hl7v2.making import adt, orm
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -124,7 +126,7 @@ def test_too_many_connections_are_refused_and_the_others_live(open_door, any_sou
     assert clients[0].send(adt()).first("MSA").value(1) == "AA"
     assert connect(door).is_closed()
     clients[1].close()
-    time.sleep(0.2)
+    wait_until(lambda: len(door.listener.connections) == 2)
     assert connect(door).send(adt()).first("MSA").value(1) == "AA"
 
 
@@ -160,27 +162,10 @@ def test_bad_frames_among_good_ones_lose_none_and_disturb_none(door, connect):
 
 def test_connections_do_not_wait_for_each_other(door, connect):
     """One connection's message waits for a lane; another's is applied meanwhile."""
-    from django.db import connections, transaction
-
-    held, release = threading.Event(), threading.Event()
-
-    def hold():
-        from ris.services import lanes
-
-        with transaction.atomic():
-            lanes.lock(["P1"])
-            held.set()
-            release.wait(20)
-        connections.close_all()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(10)
-    slow, quick = connect(door), connect(door)
-    slow.write(encode(adt(control_id="SLOW", identifier="P1^^^HOSP")))
-    assert quick.send(adt(control_id="QUICK", identifier="P2^^^HOSP")).first("MSA").value(2) == "QUICK"
-    release.set()
-    holder.join()
+    with holding(lambda: lanes.lock(["P1"])):
+        slow, quick = connect(door), connect(door)
+        slow.write(encode(adt(control_id="SLOW", identifier="P1^^^HOSP")))
+        assert quick.send(adt(control_id="QUICK", identifier="P2^^^HOSP")).first("MSA").value(2) == "QUICK"
     assert ids(slow, 1) == ["SLOW"]
 
 
