@@ -20,7 +20,7 @@ from common.counting import counted
 from common.models import Site
 from integration import search
 from integration.models import LegalHold, Message, OutboxItem, Source
-from ris.models import Patient, PatientIdentifier
+from ris.models import ImagingServiceRequest, Patient, PatientIdentifier
 
 logger = logging.getLogger(__name__)
 
@@ -160,15 +160,27 @@ def _without(rows: QuerySet[Message], hold: LegalHold) -> QuerySet[Message]:
 
 
 def _due_deliveries(kept: int) -> QuerySet[OutboxItem]:
-    """Deliveries old enough and done. A hold on everything holds them too, one on a patient the patient's."""
+    """Deliveries old enough and done. Holds keep those about the patient, or about the patient of the accession."""
     settled = (OutboxItem.State.DELIVERED, OutboxItem.State.SKIPPED)
     rows = OutboxItem.objects.filter(state__in=settled, created_at__lt=now() - timedelta(days=kept))
     for hold in LegalHold.objects.filter(lifted_at=None):
         if hold.about == LegalHold.About.ALL:
             return rows.none()
-        if hold.about == LegalHold.About.PATIENT:
-            rows = rows.exclude(patient_id=UUID(hold.value))
+        if held := _patients_of(hold):
+            rows = rows.exclude(patient_id__in=held)
     return rows
+
+
+def _patients_of(hold: LegalHold) -> set[UUID]:
+    """The patients whose deliveries a hold keeps, with all that were merged."""
+    if hold.about == LegalHold.About.PATIENT:
+        found = {UUID(hold.value)}
+    elif hold.about == LegalHold.About.ACCESSION:
+        orders = ImagingServiceRequest.objects.filter(accession_number=hold.value)
+        found = set(orders.values_list("patient_id", flat=True))
+    else:
+        return set()
+    return {merged for pk in found for merged in search.with_merged(pk)}
 
 
 def prune(seconds: float = 0.5) -> tuple[int, int]:

@@ -368,11 +368,11 @@ def _of_patient(text: str) -> list[Q | None]:
     if not text:
         return [None]
     try:
-        return [Q(patient_ids__overlap=_with_merged(UUID(text)))]
+        return [Q(patient_ids__overlap=with_merged(UUID(text)))]
     except ValueError:
         pass
     known = PatientIdentifier.objects.filter(value=text).values_list("patient_id", flat=True)[:20]
-    ids = [merged for pk in known for merged in _with_merged(pk)]
+    ids = [merged for pk in known for merged in with_merged(pk)]
     ways: list[Q | None] = [Q(patient_ids__overlap=ids)] if ids else []
     if query := query_of(text, "A"):
         ways.append(Q(text__words__fits=query))
@@ -381,7 +381,7 @@ def _of_patient(text: str) -> list[Q | None]:
 
 def about_patient(pk: UUID) -> list[QuerySet[Message]]:
     """All messages about a patient: those that touched the row, and those that only name one of its identifiers."""
-    ids = _with_merged(pk)
+    ids = with_merged(pk)
     values = PatientIdentifier.objects.filter(patient__in=ids).values_list("value", flat=True)
     query = " | ".join(f"{_quoted(fold(value))}:A" for value in values if value.strip())
     ways = [Q(patient_ids__overlap=ids)] + ([Q(text__words__fits=query)] if query else [])
@@ -440,7 +440,8 @@ def _of_type(text: str) -> Q:
     )
 
 
-def _with_merged(pk: UUID) -> list[UUID]:
+def with_merged(pk: UUID) -> list[UUID]:
+    """A patient's row, those it was merged into and those merged into any of them."""
     found = {pk}
     row = Patient.objects.filter(pk=pk).first()
     while row is not None and row.merged_into_id and row.merged_into_id not in found:

@@ -8,9 +8,17 @@ import pytest
 from common.clock import now
 from common.models import AuditEvent
 from integration import inbox, retention, search
-from integration.models import Message, MessageDeed, MessageIdentity, MessageText, Source
-from ris.models import Patient
-from tests.integration.hl7v2.making import adt, message, msh, orm, pid
+from integration.models import (
+    Destination,
+    Message,
+    MessageDeed,
+    MessageIdentity,
+    MessageText,
+    OutboxItem,
+    Source,
+)
+from ris.models import Patient, PatientIdentifier
+from tests.integration.hl7v2.making import adt, merge, message, msh, orm, pid
 
 pytestmark = pytest.mark.django_db
 
@@ -83,6 +91,26 @@ def test_holds_on_an_accession_a_source_and_everything(send: Send, his: Source):
     retention.place_hold("accession", "A1", "a claim", "user:1")
     assert retention.prune() == (1, 0)
     assert Message.objects.get().pk == order.pk
+
+
+@pytest.mark.parametrize(("about", "value"), [("patient", "P1"), ("patient", "P0"), ("accession", "A1")])
+def test_a_hold_keeps_what_was_sent_about_the_patient_also_before_a_merge(send: Send, about: str, value: str):
+    destination = Destination.objects.create(name="gp", host="127.0.0.1", port=9)
+    for number in (0, 1, 2):
+        send(orm(placer=f"PL{number}", accession=f"A{number}", patient=pid(f"P{number}^^^HOSP^MR")))
+    for row in Patient.objects.all():
+        then = now() - timedelta(days=40)
+        OutboxItem.objects.create(
+            destination=destination, lane="x", kind="ORU", subject="x", patient_id=row.pk, state="delivered",
+            due_at=then, created_at=then, cause="system:test",
+        )  # fmt: skip
+    send(merge("P1^^^HOSP^MR", "P0^^^HOSP^MR"))
+    retention.keep_for(0, 30)
+    retention.place_hold(about, value, "a claim", "user:1")
+    assert retention.prune() == (0, 1)
+    kept = PatientIdentifier.objects.filter(value__in=["P0", "P1"]).values_list("patient_id", flat=True)
+    merged = Patient.objects.filter(merged_into__in=kept).values_list("pk", flat=True)
+    assert set(OutboxItem.objects.values_list("patient_id", flat=True)) == {*kept, *merged}
 
 
 @pytest.mark.parametrize(
