@@ -9,7 +9,7 @@ from django.db import connections
 
 from common.clock import now
 from common.models import Alert, AuditEvent
-from integration import delivery
+from integration import delivery, sweeper
 from integration.models import DeliveryAttempt, Destination, OutboxItem
 from tests.integration.outbound.making import hl7_destination, moved, ordered, signed, states
 from tests.peers.his import His, ack, dead_port, garbage, late, silence
@@ -25,7 +25,7 @@ def outcomes(destination: Destination) -> list[str]:
 
 def drain(destination: Destination, until: str = "") -> None:
     """Drain as worker and sweeper would, waiting out the short pauses, until nothing is queued."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while OutboxItem.objects.filter(destination=destination, state="queued").exists():
         assert time.monotonic() < deadline, f"still queued: {states(destination)} {outcomes(destination)}"
         delivery.drain(destination.id)
@@ -145,10 +145,14 @@ def test_a_message_that_cannot_be_composed_is_parked_and_signing_did_not_wait_fo
         drain(destination)
         item = OutboxItem.objects.get()
         assert item.state == "parked" and item.last_error.startswith("compose:") and not his.received
+        sweeper.check_ages()
+        assert Alert.objects.filter(key=f"parked:{destination.name}", recovered_at=None).count() == 1
         Destination.objects.filter(pk=destination.pk).update(settings={"charset": "8859/1"})
         delivery.compose_again(item)
         drain(destination)
         assert states(destination) == ["delivered"]
+        sweeper.check_ages()
+        assert not Alert.objects.filter(recovered_at=None).exists()
 
 
 def test_a_dead_destination_waits_with_one_alert_and_recovers_with_none_lost() -> None:
