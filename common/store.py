@@ -1,17 +1,17 @@
-"""One unit of work: rows are collected while Python decides, and written in one statement before COMMIT.
+"""One unit of work: rows are collected while Python decides, and written in one round trip before COMMIT.
 
-The number of statements decides how fast messages are applied, so services do not save one row at a time:
-they read what they need, decide, and hand changed rows to the unit. `flush` stores all of them with one
-set-based statement that decides nothing itself. Events are published through the unit, so that a fact and
+The number of round trips decides how fast messages are applied, so services do not save one row at a time:
+they read what they need, decide, and hand changed rows to the unit. `flush` stores all of them, with one
+set-based statement a table that decides nothing itself. Events are published through the unit, so that a fact and
 the rows of those who heard it are written together.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -53,8 +53,9 @@ class Unit:
         return list(self._rows.get(model, {}).values())
 
     def flush(self) -> None:
-        """Write everything collected, in one statement. Foreign keys are checked at COMMIT (deferred)."""
-        self._send()
+        """Write everything collected, in one round trip. Foreign keys are checked at COMMIT (deferred)."""
+        with together():
+            self._send()
 
     def commit(self) -> None:
         """As `flush`, and COMMIT travels with it: nobody waits for the database between the two.
@@ -69,18 +70,23 @@ class Unit:
         with together(commit=True):
             self._send()
 
+    def join(self, other: "Unit") -> None:
+        """Take over the rows and doorbells of another unit of this transaction, which is empty then."""
+        for model, rows in other._rows.items():
+            self._rows.setdefault(model, {}).update(rows)
+        for doorbell in other._after:
+            self.ring(doorbell)
+        other._rows, other._after = {}, []
+
     def _send(self) -> None:
+        """Ask for what stores the rows: it travels with what is asked in the same block, else together."""
         for doorbell in self._after:
             transaction.on_commit(doorbell, robust=True)
         self._after = []
         rows, self._rows = self._rows, {}
-        if not rows:
-            return
-        statement, payload = _statement(rows)
-        for of_model in rows.values():
-            for row in of_model.values():
-                mark_new(row, False)
-        ask(statement, [payload])
+        for model in sorted(rows, key=_table):  # many transactions at once touch the tables in one order
+            for how, group in _groups(rows[model].values()).items():
+                ask(_text(model, how), [orjson.dumps(group, default=_plain).decode()])
 
 
 @contextmanager
@@ -139,40 +145,30 @@ def _how(row: models.Model) -> How:
     return How.NEW if is_new(row) else How.REPLACED
 
 
-def _statement(rows: dict[type[models.Model], dict[Any, models.Model]]) -> tuple[str, str]:
-    """One statement that upserts the rows of all models, and its single jsonb parameter."""
-    shape: list[tuple[type[models.Model], How]] = []
-    payload: list[list[dict[str, Any]]] = []
-    for model, instances in sorted(rows.items(), key=_table):  # few statements for many orders of saving
-        groups: dict[How, list[dict[str, Any]]] = {}
-        for row in instances.values():
-            how = _how(row)
-            groups.setdefault(how, []).append(_values(row, how is not How.NUMBERED))
-        for how, group in groups.items():
-            shape.append((model, how))
-            payload.append(group)
-    return _text(tuple(shape)), orjson.dumps(payload, default=_plain).decode()
+def _groups(rows: Iterable[models.Model]) -> dict[How, list[dict[str, Any]]]:
+    """The rows of one model by how they are written, each as column → value; from now on they are stored."""
+    groups: dict[How, list[dict[str, Any]]] = {}
+    for row in rows:
+        how = _how(row)
+        groups.setdefault(how, []).append(_values(row, how is not How.NUMBERED))
+        mark_new(row, False)
+    return groups
 
 
-def _table(item: tuple[type[models.Model], Any]) -> str:
-    return item[0]._meta.db_table
+def _table(model: type[models.Model]) -> str:
+    return model._meta.db_table
 
 
-@lru_cache(maxsize=1024)
-def _text(shape: tuple[tuple[type[models.Model], How], ...]) -> str:
-    """The statement for these models, in this order, each written in its way."""
-    parts = [f"r{i} AS ({_insert(model, i, how)})" for i, (model, how) in enumerate(shape)]
-    return "WITH input AS MATERIALIZED (SELECT $1::jsonb AS j), " + ", ".join(parts) + " SELECT 1"
-
-
-def _insert(model: type[models.Model], position: int, how: How) -> str:
+@cache
+def _text(model: type[models.Model], how: How) -> str:
+    """The statement that writes rows of a model, given as one JSON array of objects."""
     fields = [f for f in model._meta.concrete_fields if how is not How.NUMBERED or not f.primary_key]
     table = connection.ops.quote_name(model._meta.db_table)
     names = [connection.ops.quote_name(str(f.column)) for f in fields]
     columns = ", ".join(names)
     text = (
         f"INSERT INTO {table} ({columns}) SELECT {', '.join('t.' + n for n in names)} "
-        f"FROM input, jsonb_populate_recordset(NULL::{table}, input.j->{position}) t"
+        f"FROM json_populate_recordset(NULL::{table}, $1::json) t"
     )
     if how is How.REPLACED:
         primary = connection.ops.quote_name(str(model._meta.pk.column))

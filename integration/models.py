@@ -103,9 +103,11 @@ class Message(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     received_at = models.DateTimeField()
+    # No constraint in the database: every message would lock the row of its source.
     source = models.ForeignKey(
-        Source, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", db_index=False
-    )
+        Source, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", db_index=False,
+        db_constraint=False,
+    )  # fmt: skip
     peer = models.CharField(max_length=64, help_text="address and port")
     sender = models.CharField(max_length=300, blank=True)
     control_id = models.CharField(max_length=199, blank=True)

@@ -2,6 +2,7 @@
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
+from django.db.models import Q
 
 from common.names import parse_pn
 from common.rows import Row
@@ -33,7 +34,7 @@ class Patient(Row):
     patient_sex = models.CharField(max_length=1, blank=True, help_text="M, F, O or empty")
     details = models.JSONField(default=dict, blank=True, help_text="snake_case DICOM keyword → value")
     merged_into = models.ForeignKey(
-        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="retired"
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="retired", db_index=False
     )
     provisional = models.BooleanField(default=False, help_text="made from an image or MPPS, not from the HIS")
     facts_at = models.DateTimeField(null=True, blank=True, help_text="how old the sender's newest facts are")
@@ -49,6 +50,9 @@ class Patient(Row):
             ),
             models.Index(fields=["patient_birth_date"]),
             models.Index(fields=["-updated_at"]),
+            models.Index(
+                fields=["merged_into"], name="patient_retired", condition=Q(merged_into__isnull=False)
+            ),
         ]
 
     def __str__(self) -> str:
@@ -67,10 +71,11 @@ class PatientIdentifier(Row):
         ALIAS = "alias", "Alias (retired by a merge or change)"
 
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="identifiers")
-    value = models.CharField(
-        max_length=199, db_index=True, help_text="the identifier itself: DICOM Patient ID"
+    value = models.CharField(max_length=199, help_text="the identifier itself: DICOM Patient ID")
+    # No constraint in the database: every message would lock the row of the one authority that all of them name.
+    authority = models.ForeignKey(
+        AssigningAuthority, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
     )
-    authority = models.ForeignKey(AssigningAuthority, on_delete=models.PROTECT, related_name="+")
     type_code = models.CharField(max_length=20, blank=True, help_text="table 0203: MR, PI, SS, …")
     position = models.PositiveSmallIntegerField(default=0, help_text="0 = the one worklist and reports show")
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.CURRENT)
@@ -112,7 +117,7 @@ class PatientMerge(Row):
 class Visit(Row):
     """A stay or visit. `admission_id` is HL7's PV1-19, else PID-18."""
 
-    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="visits")
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="visits", db_index=False)
     admission_id = models.CharField(max_length=64)
     issuer_of_admission_id = models.CharField(max_length=227, blank=True)
     account_number = models.CharField(max_length=199, blank=True, help_text="PID-18: the account it is on")

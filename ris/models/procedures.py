@@ -21,9 +21,11 @@ class Priority(models.TextChoices):
 class RequestedProcedure(Row):
     """One procedure of an order: the unit of one study and one report."""
 
-    request = models.ForeignKey(ImagingServiceRequest, on_delete=models.CASCADE, related_name="procedures")
+    request = models.ForeignKey(
+        ImagingServiceRequest, on_delete=models.CASCADE, related_name="procedures", db_index=False
+    )
     requested_procedure_id = models.CharField(max_length=64)
-    study_instance_uid = models.CharField(max_length=64, unique=True, default=new_uid)
+    study_instance_uid = models.CharField(max_length=64, default=new_uid)
     placer_order_number = models.CharField(
         max_length=199, blank=True, help_text="of the group that brought it"
     )
@@ -53,7 +55,8 @@ class RequestedProcedure(Row):
         constraints = [
             models.UniqueConstraint(
                 fields=["request", "requested_procedure_id"], name="one_procedure_a_request_and_id"
-            )
+            ),
+            models.UniqueConstraint(fields=["study_instance_uid"], name="one_procedure_a_study"),
         ]
         indexes = [models.Index(fields=["placer_order_number"]), models.Index(fields=["filler_order_number"])]
 

@@ -40,7 +40,9 @@ class StepStatus(models.TextChoices):
 class ScheduledProcedureStep(Row):
     """One thing to be done on one kind of scanner at one time. Without a start it waits to be scheduled."""
 
-    procedure = models.ForeignKey(RequestedProcedure, on_delete=models.CASCADE, related_name="steps")
+    procedure = models.ForeignKey(
+        RequestedProcedure, on_delete=models.CASCADE, related_name="steps", db_index=False
+    )
     scheduled_procedure_step_id = models.CharField(max_length=64)
     status = models.CharField(max_length=12, choices=StepStatus.choices, default=StepStatus.SCHEDULED)
     status_at = models.DateTimeField()

@@ -1,4 +1,4 @@
-"""A unit of work writes everything it collected in one statement, or nothing."""
+"""A unit of work writes everything it collected in one round trip, or nothing."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from common import events, store
+from common import events, wire
 from common.models import Alert
 from common.store import Unit, hydrate, unit_of_work
 from common.uids import uuid7
@@ -23,17 +23,19 @@ def patient(name: str = "Sommer^Clara") -> Patient:
 
 
 @pytest.mark.django_db
-def test_rows_of_many_models_go_in_one_statement_whatever_their_order(monkeypatch):
-    run: list[str] = []
-    really = store.ask
-    monkeypatch.setattr(store, "ask", lambda text, *rest: (run.append(text), really(text, *rest))[1])
+def test_rows_of_many_models_go_in_one_round_trip_whatever_their_order(monkeypatch):
+    run: list[int] = []
+    really = wire._send
+    monkeypatch.setattr(
+        wire, "_send", lambda answers, *rest: (run.append(len(answers)), really(answers, *rest))[1]
+    )
     authority = AssigningAuthority(namespace="HOSP")
     someone = patient()
     number = PatientIdentifier(patient=someone, value="4711", authority=authority)
     with CaptureQueriesContext(connection) as queries, unit_of_work("hl7:1") as unit:
         for row in (number, someone, authority):
             unit.save(row)
-    assert len(run) == 1 and not [q for q in queries if "INSERT" in q["sql"]]
+    assert run == [3] and not [q for q in queries if "INSERT" in q["sql"]]
     assert PatientIdentifier.objects.get().patient.details == {"allergies": ["ä", '"']}
 
 
@@ -56,6 +58,25 @@ def test_bytes_arrays_and_own_keys_survive():
     assert bytes(first.raw) == raw
     assert first.lanes == ["a", 'b"{}', ""]
     assert (first.control_id, second.control_id) == ("1", "2")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_units_of_one_transaction_are_written_together():
+    rung: list[str] = []
+
+    def bell() -> None:
+        rung.append("once")
+
+    with transaction.atomic():
+        first, second = Unit("hl7:1"), Unit("hl7:2")
+        for unit, name in ((first, "Sommer^Clara"), (second, "Winter^Clara")):
+            unit.save(patient(name))
+            unit.ring(bell)
+        first.join(second)
+        second.flush()
+        assert not Patient.objects.exists()
+        first.commit()
+    assert (Patient.objects.count(), rung) == (2, ["once"])
 
 
 @pytest.mark.django_db
