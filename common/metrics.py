@@ -36,6 +36,8 @@ class Waiting:
     part: str
     count: int
     oldest: datetime | None
+    link: str = ""
+    """The page that shows what waits; alerts lead there."""
 
     @property
     def age_seconds(self) -> float:

@@ -47,13 +47,28 @@ def unindexed() -> float:
 def inbox() -> Iterable[Waiting]:
     unsolved = Message.objects.filter(state__in=Message.OPEN_STATES, solved_at__isnull=True)
     found = unsolved.order_by().values("state").annotate(count=Count("pk"), oldest=Min("received_at"))
-    return [Waiting(one["state"], one["count"], one["oldest"]) for one in found]
+    return [
+        Waiting(
+            one["state"], one["count"], one["oldest"], f"/admin/integration/message/?state={one['state']}"
+        )
+        for one in found
+    ]
 
 
 @queue("outbox", "Messages that are not delivered", late_after=900)
 def outbox() -> Iterable[Waiting]:
     unsent = OutboxItem.objects.filter(state__in=(OutboxItem.State.QUEUED, OutboxItem.State.PARKED))
     found = (
-        unsent.order_by().values("destination__name").annotate(count=Count("pk"), oldest=Min("created_at"))
+        unsent.order_by()
+        .values("destination", "destination__name")
+        .annotate(count=Count("pk"), oldest=Min("created_at"))
     )
-    return [Waiting(one["destination__name"], one["count"], one["oldest"]) for one in found]
+    return [
+        Waiting(
+            one["destination__name"],
+            one["count"],
+            one["oldest"],
+            f"/admin/integration/outboxitem/?destination__id__exact={one['destination']}",
+        )
+        for one in found
+    ]

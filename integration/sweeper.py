@@ -155,6 +155,7 @@ def check_ages() -> None:
                     key,
                     f"{queue.title} ({waiting.part}): {waiting.count}, the oldest for longer than "
                     f"{_duration(limit)}.",
+                    link=waiting.link,
                 )
     watched = Q(key__startswith="age:") | Q(key__startswith="parked:")
     for alert in Alert.objects.filter(watched, recovered_at=None):
@@ -171,8 +172,8 @@ def _parked() -> list[str]:
         count = parked.filter(destination=destination).count()
         alerts.raise_alert(
             keys[-1],
-            f"{count} message(s) to {destination.name} are parked: it refused them, or they could not be composed.",
-            link=f"/admin/integration/outboxitem/?state__exact=parked&destination__id__exact={destination.pk}",
+            f"Parked for {destination.name}: {count}. It refused them, or they could not be composed.",
+            link=f"/admin/integration/outboxitem/?state=parked&destination__id__exact={destination.pk}",
         )
     return keys
 

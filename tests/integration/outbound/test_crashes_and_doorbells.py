@@ -15,13 +15,16 @@ import pytest
 from django.conf import settings
 from django.core import mail
 from django.db import connection, connections
+from django.test import Client
 
 from common import alerts
 from common.clock import now
 from common.models import Alert, Site
 from common.process import Context
+from common.roles import Role
 from integration import delivery, leases, sweeper, tasks
 from integration.models import Destination, Message, OutboxItem
+from tests import factories as make
 from tests.integration.outbound.making import hl7_destination, ordered, signed, states
 from tests.peers.his import His, ack
 
@@ -39,6 +42,7 @@ from django.conf import settings
 django.setup()
 settings.DATABASES["default"]["NAME"] = sys.argv[1]
 from common.process import Context
+from common.roles import Role
 from integration import tasks
 ctx = Context("worker")
 ctx.stop_on_signals()
@@ -198,23 +202,29 @@ def test_what_waits_too_long_raises_one_alert_and_recovers() -> None:
 
 
 @pytest.mark.django_db
-def test_a_parked_message_raises_an_alert_until_somebody_sees_to_it() -> None:
+def test_a_parked_message_raises_an_alert_until_somebody_sees_to_it(client: Client) -> None:
     with His(otherwise=ack("AE")) as his:
         destination = hl7_destination(his.port)
         signed(ordered())
         tasks.delivery.drain(destination.id)
         sweeper.check_ages()
         assert Alert.objects.filter(key="parked:his", recovered_at=None).count() == 1
+        link = Alert.objects.get(key="parked:his").link
+        client.force_login(make.user("ines", Role.ANALYST))
+        assert str(OutboxItem.objects.get().control_id) in client.get(link).content.decode()
         tasks.delivery.skip(OutboxItem.objects.get())
         sweeper.check_ages()
         assert not Alert.objects.filter(recovered_at=None).exists()
 
 
 @pytest.mark.django_db
-def test_a_refused_inbound_message_that_waits_is_an_alert() -> None:
+def test_a_refused_inbound_message_that_waits_is_an_alert_that_leads_to_it(client: Client) -> None:
     Message.objects.create(received_at=now() - timedelta(hours=5), peer="x", raw=b"x", state="refused")
     sweeper.check_ages()
-    assert Alert.objects.filter(key="age:inbox:refused").exists()
+    link = Alert.objects.get(key="age:inbox:refused").link
+    client.force_login(make.user("ines", Role.ANALYST))
+    page = client.get(link)
+    assert page.status_code == 200 and "Refused" in page.content.decode()
 
 
 class Hook:
