@@ -17,6 +17,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.views.decorators.http import require_POST
 from unfold.admin import ModelAdmin
 from unfold.sites import UnfoldAdminSite
@@ -70,6 +71,7 @@ class DeskChangeList(ChangeList):
 
     def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         super().__init__(request, *args, **kwargs)
+        self.title = capfirst(self.opts.verbose_name_plural)
         self.shown_query = searches.term_of(request, self.query) or ""
         for spec in self.filter_specs:
             if isinstance(spec, DefaultFilter):
