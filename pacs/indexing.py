@@ -184,6 +184,7 @@ def _index(jobs: list[Job]) -> None:
 
 def _index_batch(jobs: list[Job]) -> None:
     fresh = _sort_out(jobs)
+    spool.sync([job.entry for job in jobs])
     _place(fresh, [job for job in jobs if job.reason])
     crashpoint("indexer.placed")
     with transaction.atomic():

@@ -32,7 +32,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -676,6 +676,20 @@ def verify(entry: Entry) -> None:
             left -= len(chunk)
     if digest.hexdigest() != entry.sha256:
         raise ValueError("SHA-256 differs")
+
+
+def sync(found: Iterable[Entry]) -> None:
+    """Make entries durable before a file is made of them: their receiver may not have come to it, or be dead. A power
+    cut would then leave that file, and nothing that leads to a row for it. Raises OSError."""
+    paths = {entry.path for entry in found}
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+    for folder in {path.parent for path in paths}:
+        sync_folder(folder)
 
 
 def position(segment: Path) -> int:

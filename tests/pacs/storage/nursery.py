@@ -1,7 +1,8 @@
 """Processes to be killed: `python -m tests.pacs.storage.nursery DATABASE DATA_DIR`.
 
 For each line of standard input, `receiver`, `indexer` or `router` and perhaps a crash point, it forks one that works
-until it is killed, and prints its process id and port (0: none). Forking a process that has everything imported makes
+until it is killed, and prints its process id and port (0: none). `receiver~no_file_sync` is one of a mutated build (see
+MUTATIONS); `indexer~eager` waits for no company. Forking a process that has everything imported makes
 hundreds of deaths affordable; it has no database connection and no thread of its own to share.
 """
 
@@ -10,11 +11,34 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import django
+
+#: Syncs that a mutated build leaves out: asked with the path, and whether it is a folder.
+MUTATIONS: dict[str, Callable[[str, bool], bool]] = {
+    "no_file_sync": lambda path, is_folder: not is_folder,
+    "no_folder_sync": lambda path, is_folder: is_folder,
+    # Of the archive's own root too, which an indexer syncs when it makes the first folders of a volume.
+    "index_before_file": lambda path, is_folder: "/spool" not in path,
+}
+
+
+def mutate(leave_out: Callable[[str, bool], bool]) -> None:
+    """Be a build that leaves these syncs out."""
+
+    def deaf(sync: Callable[[int], None]) -> Callable[[int], None]:
+        def called(fd: int) -> None:
+            if not leave_out(os.readlink(f"/proc/self/fd/{fd}"), stat.S_ISDIR(os.fstat(fd).st_mode)):
+                sync(fd)
+
+        return called
+
+    os.fsync, os.fdatasync = deaf(os.fsync), deaf(os.fdatasync)
 
 
 def receive(listener: socket.socket) -> None:
@@ -52,7 +76,7 @@ def main(database: str, data_dir: str) -> None:
     from django.conf import settings
 
     from common import crashpoints
-    from pacs import indexing  # noqa: F401
+    from pacs import indexing
     from pacs.dimse import server  # noqa: F401
     from pacs.services import echo, store  # noqa: F401
 
@@ -63,6 +87,7 @@ def main(database: str, data_dir: str) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         what, _, point = line.strip().partition(" ")
+        what, _, habit = what.partition("~")
         listener = socket.create_server(("127.0.0.1", 0), backlog=64) if what == "receiver" else None
         pid = os.fork()
         if pid == 0:
@@ -70,6 +95,10 @@ def main(database: str, data_dir: str) -> None:
             os.close(0)
             crashpoints._wanted, _, passes = point.partition(":")
             crashpoints._passes_left = int(passes or 1)
+            if habit in MUTATIONS:
+                mutate(MUTATIONS[habit])
+            if what == "indexer" and habit:
+                indexing.PATIENCE_SECONDS = 0.0
             if listener:
                 receive(listener)
             elif what == "router":

@@ -96,11 +96,15 @@ def nursery(data_dir: Path) -> Iterator[Nursery]:
 
 
 class Senders:
-    """Threads that send without end to whichever receiver there is; they know what was answered with Success."""
+    """Threads that send without end to whichever receiver there is; they know what was answered with Success.
 
-    def __init__(self, count: int) -> None:
+    What they send has UIDs that begin with `root`.
+    """
+
+    def __init__(self, count: int, root: str = "1.2") -> None:
         self.succeeded: dict[str, str] = {}  # SOP Instance UID → SHA-256 of what was sent
-        self.sent: set[str] = set()
+        self.sent: dict[str, str] = {}
+        self._root = root
         self.port = 0
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(count)]
@@ -119,14 +123,15 @@ class Senders:
                 time.sleep(0.01)  # dead; the next one comes
 
     def _send_one(self, assoc: sender.RequestedAssociation, number: int, count: int) -> None:
-        study, series = f"1.2.{number + 1}", f"1.2.{number + 1}.{count // 50 + 1}"
+        study = f"{self._root}.{number + 1}"
+        series = f"{study}.{count // 50 + 1}"
         uid = f"{series}.{count}"
         size = SIZES[number % len(SIZES)]
         ds = data_set(size, StudyInstanceUID=study, SeriesInstanceUID=series, SOPInstanceUID=uid)
         data = encoded(ds)
-        self.sent.add(uid)
+        self.sent[uid] = sha256(data).hexdigest()
         if assoc.store(Origin(CT, uid, EXPLICIT), data) == 0:
-            self.succeeded[uid] = sha256(data).hexdigest()
+            self.succeeded[uid] = self.sent[uid]
 
     def stop(self) -> None:
         self._stopping.set()
@@ -185,7 +190,7 @@ def test_every_success_is_there_once_however_often_receiver_and_indexer_are_kill
         senders.stop()
     nursery.kill(receiver)
     nursery.kill(indexer)
-    check_all_there(data_dir, {}, senders.sent)
+    check_all_there(data_dir, {}, set(senders.sent))
     stored = dict(Instance.objects.values_list("sop_instance_uid", "sha256"))
     assert {uid: stored.get(uid) for uid in senders.succeeded} == senders.succeeded
     assert len(senders.succeeded) > kills

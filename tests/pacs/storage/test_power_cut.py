@@ -118,6 +118,8 @@ def check(disk: Disk, image: Path, cut: int, sent: dict[str, str]) -> None:
         )
         assert not SetAside.objects.filter(sop_instance_uid__in=kept).exists()
         assert not SetAside.objects.filter(reason="uid_taken").exists()
+        files = {str(path.relative_to(image / "volume")) for path in image.glob("volume/*/*/*/*")}
+        assert files == set(Instance.objects.values_list("path", flat=True)), "a file without a row"
         transaction.set_rollback(True)
     live.DATA_DIR = disk.root
 
@@ -174,6 +176,22 @@ def test_a_power_cut_while_they_are_indexed_leaves_no_row_without_its_file(
     cut_everywhere(disk, {**sent, **later}, tmp_path, every=every)
 
 
+def index_what_is_not_synced(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The indexer comes to objects that their receiver has not synced yet, and has not answered for."""
+    disk.deaf = lambda path, is_folder: path.startswith("spool/") and path.endswith((".seg", ".obj"))
+    sent = receive_series(disk, "1.2.9", (100, 1_200_000))
+    disk.ops = [op for op in disk.ops if op.kind != "mark"]
+    disk.deaf = lambda path, is_folder: False
+    index_and_note(disk, monkeypatch)
+    return sent
+
+
+def test_a_file_in_the_archive_never_outlives_what_it_was_made_of(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_everywhere(disk, index_what_is_not_synced(disk, monkeypatch), tmp_path, every=True)
+
+
 Deaf = Callable[[str, bool], bool]
 NO_FILE_SYNC: Deaf = lambda path, is_folder: not is_folder  # noqa: E731
 NO_FOLDER_SYNC: Deaf = lambda path, is_folder: is_folder  # noqa: E731
@@ -198,3 +216,12 @@ def test_an_indexer_that_writes_rows_before_the_file_is_safe_fails_the_test_abov
     index_and_note(disk, monkeypatch)
     with pytest.raises(AssertionError, match="a row without its file|a row with other bytes"):
         cut_everywhere(disk, sent, tmp_path)
+
+
+def test_an_indexer_that_does_not_wait_for_the_spool_leaves_a_file_without_a_row(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "sync", lambda entries: None)
+    sent = index_what_is_not_synced(disk, monkeypatch)
+    with pytest.raises(AssertionError, match="a file without a row"):
+        cut_everywhere(disk, sent, tmp_path, every=True)
