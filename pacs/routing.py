@@ -8,6 +8,7 @@ may wait until the study is linked to its order; the floors above say so by `lin
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import threading
@@ -126,11 +127,12 @@ def _send(row: Forwarding, title: str, waiting: list[tuple[UUID, Stored]], stopp
     trouble = ""
     unnoted = 0
     try:
-        for key, stored in waiting:
+        following = [stored for _, stored in waiting[1:]]
+        for (key, stored), after in itertools.zip_longest(waiting, following):
             if stopping.is_set():
                 return _STOPPED
             try:
-                code = transfer.send(stored)
+                code = transfer.send(stored, after)
             except (Unsendable, OSError) as error:
                 trouble = str(error)
                 if transfer.given_up:

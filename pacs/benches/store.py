@@ -39,8 +39,12 @@ Say = Callable[[dict[str, Any]], None]
 _seeds = counter(int(time.time()) * 1000, 10)
 
 
-def run(json: bool = False) -> bool:
-    """Measure and print every case; True when no `must` is missed and no peer is absent."""
+#: What `bench store --only` may name.
+PARTS = ("storing", "storescu", "sending", "finding")
+
+
+def run(json: bool = False, only: str = "") -> bool:
+    """Measure and print every case, or one of PARTS; True when no `must` is missed and no peer is absent."""
     results: list[dict[str, Any]] = []
 
     def say(row: dict[str, Any]) -> None:
@@ -53,10 +57,14 @@ def run(json: bool = False) -> bool:
     with ExitStack() as stack:
         ours = stack.enter_context(_ours(storescp_port))
         peers = _start_peers(stack, work, say)
-        _storing(ours, peers, work, say)
-        _from_storescu(ours, peers, work, say)
-        _sending(ours, peers, work, storescp_port, say)
-        _finding(ours, say)
+        if only in ("", "storing"):
+            _storing(ours, peers, work, say)
+        if only in ("", "storescu"):
+            _from_storescu(ours, peers, work, say)
+        if only in ("", "sending"):
+            _sending(ours, peers, work, storescp_port, say)
+        if only in ("", "finding"):
+            _finding(ours, say)
     return all(row["ok"] for row in results)
 
 

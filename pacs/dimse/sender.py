@@ -91,6 +91,14 @@ def _connected(destination: Destination, seconds: float) -> socket.socket:
         raise Ended(f"cannot connect: {error.strerror or type(error).__name__}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request, encoded: what goes onto the wire."""
+
+    message_id: int
+    buffers: list[Any]
+
+
 class RequestedAssociation(Association):
     """An association that we asked for. Ends by `release` (or leaving its `with` block), or `abort`."""
 
@@ -124,25 +132,43 @@ class RequestedAssociation(Association):
         data: stream.Payload | None = None,
         *,
         seconds: float = RESPONSE_SECONDS,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> Command:
         """Send a request and return its (only) response; a data set in it is dropped.
 
-        `command` lacks Message ID and data set type, which are set here. `meanwhile` is called once all is sent,
-        while the peer is at work. Raises an Ended.
+        `command` lacks Message ID and data set type, which are set here. Raises an Ended.
         """
+        return self.perform(self.prepared(context, command, data), seconds=seconds)
+
+    def prepared(
+        self, context: Context, command: Mapping[str, Any], data: stream.Payload | None = None
+    ) -> Outgoing:
+        """A request as `exchange` sends it, for `perform`; what `data` looks at must stay until then."""
         self._last_message_id = message_id = self._last_message_id % 0xFFFF + 1
         request = {
             **command,
             "MessageID": message_id,
             "CommandDataSetType": NO_DATA_SET if data is None else 1,
         }
-        self.send(context, request, data)
+        return Outgoing(message_id, self.encoded(context, request, data))
+
+    def perform(
+        self,
+        request: Outgoing,
+        *,
+        seconds: float = RESPONSE_SECONDS,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Command:
+        """Send a prepared request and return its response, as `exchange` does. `meanwhile` is called halfway: the
+        peer then has something to read, and nothing of ours lies between its response and the next request.
+        """
+        half = len(request.buffers) // 2
+        self.wire.write(*request.buffers[:half])
         meanwhile()
+        self.wire.write(*request.buffers[half:])
         message = self.next_message(seconds)
         for _ in self.fragments():
             pass
-        if not message.command.is_response or message.command.message_id != message_id:
+        if not message.command.is_response or message.command.message_id != request.message_id:
             raise ProtocolError("not the response that is due", ProtocolError.UNEXPECTED_PDU)
         return message.command
 
@@ -160,18 +186,15 @@ class RequestedAssociation(Association):
         data: stream.Payload,
         *,
         originator: tuple[str, int] | None = None,
-        context: Context | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> int:
         """C-STORE of an encoded data set; gives its status. `originator`: AE title and message id of a C-MOVE.
 
-        `meanwhile` is called while the peer stores. Raises AssociationRefused when no context was accepted for its
-        class and transfer syntax.
+        Raises AssociationRefused when no context was accepted for its class and transfer syntax.
         """
-        context = context or self.context_for(origin.sop_class_uid, origin.transfer_syntax_uid)
+        context = self.context_for(origin.sop_class_uid, origin.transfer_syntax_uid)
         if context is None:
             raise AssociationRefused("the peer does not take this SOP class in this transfer syntax")
-        return self.exchange(context, store_command(origin, originator), data, meanwhile=meanwhile).status
+        return self.exchange(context, store_command(origin, originator), data).status
 
     def encoded(self, context: Context, command: Mapping[str, Any], data: Any = None) -> list[Any]:
         """As ever, but a data set is sent as it is: in a deflated syntax it lies deflated already."""

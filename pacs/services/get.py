@@ -23,9 +23,12 @@ def get(request: Request) -> Iterator[Outcome]:
 
     def send(one: Stored, following: Stored | None) -> int:
         context = _context_for(request, one)
-        with one.data_set(context.transfer_syntax) as pieces:
+        opened = one.open(context.transfer_syntax)
+        try:
             command = store_command(one.origin)
-            return request.assoc.suboperation(context, command, pieces, request.exchange).status
+            return request.assoc.suboperation(context, command, opened.pieces, request.exchange).status
+        finally:
+            opened.close()
 
     yield from retrieve.run(request, found, send)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from django.conf import settings
 
@@ -11,10 +13,10 @@ from pacs.dimse import sender, status
 from pacs.dimse.errors import AssociationRefused, Ended
 from pacs.dimse.negotiation import MAX_CONTEXTS
 from pacs.dimse.registry import Context, Outcome, Refused, Registry, Request
-from pacs.dimse.sender import Destination, RequestedAssociation
+from pacs.dimse.sender import Destination, Outgoing, RequestedAssociation, store_command
 from pacs.models import ApplicationEntity
 from pacs.services import retrieve
-from pacs.services.retrieve import PLAIN, Stored, Unsendable
+from pacs.services.retrieve import PLAIN, Opened, Stored, Unsendable
 from pacs.storage.part10 import Origin
 
 
@@ -66,6 +68,16 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An object whose file is open and whose request is encoded."""
+
+    one: Stored
+    assoc: RequestedAssociation
+    opened: Opened
+    request: Outgoing
+
+
 class Transfer:
     """Sends objects to one destination, over as few associations as their classes and syntaxes need.
 
@@ -80,24 +92,19 @@ class Transfer:
         self._groups = groups(origins)
         self._assocs: dict[int, RequestedAssociation] = {}
         self._failures = 0
-        self._ahead = retrieve.Ahead()
+        self._next: _Ready | None = None
 
     def send(self, one: Stored, following: Stored | None = None) -> int:
-        """C-STORE one object; gives its status. The one that follows is opened meanwhile. Raises Unsendable."""
-        pair = (one.origin.sop_class_uid, one.origin.transfer_syntax_uid)
-        number = next(at for at, group in enumerate(self._groups) if pair in group)
+        """C-STORE one object; gives its status. The one that follows is made ready meanwhile. Raises Unsendable."""
+        number = self._group(one)
         while self._failures < 2:
             try:
                 assoc = self._assocs.get(number) or self._associate(number)
-                context = _context_for(assoc, one)
-                with self._ahead.data_set(one, context.transfer_syntax) as pieces:
-                    code = assoc.store(
-                        one.origin,
-                        pieces,
-                        originator=self._originator,
-                        context=context,
-                        meanwhile=lambda: self._ahead.open(following),
-                    )
+                ready = self._take(one, assoc) or self._ready(one, assoc)
+                try:
+                    code = assoc.perform(ready.request, meanwhile=lambda: self._look_ahead(following)).status
+                finally:
+                    ready.opened.close()
                 self._failures = 0
                 return code
             except AssociationRefused:
@@ -108,6 +115,44 @@ class Transfer:
                 if broken:
                     broken.wire.close()
         raise Unsendable("the destination cannot be reached")
+
+    def _group(self, one: Stored) -> int:
+        pair = (one.origin.sop_class_uid, one.origin.transfer_syntax_uid)
+        return next(at for at, group in enumerate(self._groups) if pair in group)
+
+    def _ready(self, one: Stored, assoc: RequestedAssociation, *, as_it_lies: bool = False) -> _Ready:
+        context = _context_for(assoc, one)
+        if as_it_lies and context.transfer_syntax != one.origin.transfer_syntax_uid:
+            raise Unsendable("to be decoded when its turn comes")
+        opened = one.open(context.transfer_syntax)
+        try:
+            command = store_command(one.origin, self._originator)
+            return _Ready(one, assoc, opened, assoc.prepared(context, command, opened.pieces))
+        except BaseException:
+            opened.close()
+            raise
+
+    def _look_ahead(self, following: Stored | None) -> None:
+        """Make the next request ready. What fails here is told when its turn comes."""
+        self._drop()
+        assoc = self._assocs.get(self._group(following)) if following else None
+        if following is None or assoc is None:
+            return
+        with contextlib.suppress(Unsendable, OSError, ValueError):
+            self._next = self._ready(following, assoc, as_it_lies=True)
+
+    def _take(self, one: Stored, assoc: RequestedAssociation) -> _Ready | None:
+        """The request that was made ready, if it is this one on this association."""
+        ready = self._next
+        if ready is None or ready.one is not one or ready.assoc is not assoc:
+            return None
+        self._next = None
+        return ready
+
+    def _drop(self) -> None:
+        if self._next is not None:
+            self._next.opened.close()
+            self._next = None
 
     @property
     def given_up(self) -> bool:
@@ -120,7 +165,7 @@ class Transfer:
 
     def end(self) -> None:
         """Release what is open."""
-        self._ahead.close()
+        self._drop()
         for assoc in self._assocs.values():
             assoc.release()
         self._assocs.clear()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import mmap
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +30,9 @@ from pacs.dimse.registry import (
 from pacs.header import HeaderError
 from pacs.models import Instance, Overlay
 from pacs.storage.part10 import MAX_META_BYTES, Origin, read_prefix
-from pacs.storage.volume import Volume
+from pacs.storage.volume import full_path
+
+log = logging.getLogger(__name__)
 
 PATIENT_ROOT_MOVE, PATIENT_ROOT_GET = "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.1.3"
 STUDY_ROOT_MOVE, STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -44,10 +48,32 @@ _KEYS = {
 #: What an object is turned into where the receiver does not take it as it lies.
 PLAIN = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 PENDING_SECONDS = 0.1  #: between two responses that say how far a retrieval is
+AT_ONCE_BYTES = (
+    8 * 1024 * 1024
+)  #: a file up to this is read in whole while the receiver stores the one before
 
 
 class Unsendable(Exception):
     """An object that cannot be given to this receiver: no common transfer syntax, or unreadable."""
+
+
+class Opened:
+    """A data set that is about to be sent, in pieces; `close` it once they are no longer looked at."""
+
+    def __init__(self, pieces: list[Any], mapped: mmap.mmap | None = None) -> None:
+        self.pieces = pieces
+        self._mapped = mapped
+        self.whole = memoryview(
+            mapped if mapped is not None else b""
+        )  #: the file, where it is sent as it lies
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.pieces = []
+        self.whole.release()
+        if self._mapped is not None:
+            with contextlib.suppress(BufferError):  # whoever sends it still holds a slice: it goes with that
+                self._mapped.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +87,41 @@ class Stored:
     study: Any  #: the row's id
     overlay: dict[str, Any]
 
-    @contextlib.contextmanager
-    def data_set(self, transfer_syntax: str) -> Iterator[list[Any]]:
-        """The data set with its overlay, in pieces; decoded when another transfer syntax is wanted.
+    def open(self, transfer_syntax: str) -> Opened:
+        """The data set with its overlay; decoded when another transfer syntax is wanted.
 
         Raises Unsendable, or OSError when the file cannot be read.
         """
-        path = Volume(self.volume).path(self.path)
-        if transfer_syntax != self.origin.transfer_syntax_uid:
-            yield self._converted(str(path), transfer_syntax)
-            return
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        whole = memoryview(mapped)
         try:
-            yield _with_overlay(whole, self.data_set_offset, transfer_syntax, self.overlay)
+            return self._open(transfer_syntax)
+        except (Unsendable, OSError):
+            raise
+        except Exception as error:  # whatever its bytes do to those who read them, the others go
+            raise Unsendable(f"cannot be read: {type(error).__name__}") from None
+
+    def _open(self, transfer_syntax: str) -> Opened:
+        path = full_path(self.volume, self.path)
+        if transfer_syntax != self.origin.transfer_syntax_uid:
+            return Opened(self._converted(path, transfer_syntax))
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            at_once = mmap.MAP_POPULATE if os.fstat(fd).st_size <= AT_ONCE_BYTES else 0
+            mapped = mmap.mmap(fd, 0, flags=mmap.MAP_SHARED | at_once, prot=mmap.PROT_READ)
         finally:
-            whole.release()
-            with contextlib.suppress(BufferError):  # a failed send's traceback may still hold a slice
-                mapped.close()
+            os.close(fd)
+        opened = Opened([], mapped)
+        try:
+            opened.pieces = _with_overlay(opened.whole, self.data_set_offset, transfer_syntax, self.overlay)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     def _converted(self, path: str, transfer_syntax: str) -> list[Any]:
         try:
             raw = rendering.decompressed(path)
         except rendering.RenderingError as error:
-            raise Unsendable(error.reason) from None
+            raise Unsendable(f"cannot be decoded: {error.reason}") from None
         if transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN:
             ds = dcmread(BytesIO(raw))
             overlay.apply_dataset(ds, self.overlay)
@@ -93,42 +129,6 @@ class Stored:
             return [datasets.encode(ds, transfer_syntax)]
         _, offset = read_prefix(raw[:MAX_META_BYTES])
         return _with_overlay(memoryview(raw), offset, transfer_syntax, self.overlay)
-
-
-class Ahead:
-    """The data set that goes next, opened while the receiver still stores the one before."""
-
-    def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
-        self._one: Stored | None = None
-        self._pieces: list[Any] = []
-
-    def open(self, one: Stored | None) -> None:
-        """Open the data set of `one`, as it lies. What fails here is told when its turn comes."""
-        self.close()
-        if one is None:
-            return
-        try:
-            self._pieces = self._stack.enter_context(one.data_set(one.origin.transfer_syntax_uid))
-            self._one = one
-        except (Unsendable, OSError, ValueError):
-            pass
-
-    @contextlib.contextmanager
-    def data_set(self, one: Stored, transfer_syntax: str) -> Iterator[list[Any]]:
-        """As `Stored.data_set`, at once if it is open."""
-        if self._one is one and transfer_syntax == one.origin.transfer_syntax_uid:
-            pieces, self._pieces, self._one = self._pieces, [], None
-            with self._stack.pop_all():
-                yield pieces
-            return
-        with one.data_set(transfer_syntax) as pieces:
-            yield pieces
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        self._pieces, self._one = [], None
-        self._stack.close()
 
 
 def _with_overlay(
@@ -211,8 +211,9 @@ class Count:
     completed: int = 0
     failed: list[str] = field(default_factory=list)
     warned: int = 0
+    reason: str = ""  #: why the first one failed
 
-    def note(self, uid: str, code: int) -> None:
+    def note(self, uid: str, code: int, reason: str = "") -> None:
         """One sub-operation ended with this status."""
         self.remaining -= 1
         if code == status.SUCCESS:
@@ -221,26 +222,28 @@ class Count:
             self.warned += 1
         else:
             self.failed.append(uid)
+            self.reason = self.reason or reason or f"refused with {code:04X}"
 
     def pending(self) -> Outcome:
         """The counts in between."""
         return Outcome(status.PENDING, elements=self._elements(True))
 
     def final(self, request: Request, cancelled: bool) -> Outcome:
-        """The last response: Success, B000 with failures or warnings, A702 when nothing was sent, or FE00."""
+        """The last response: Success, B000 with failures or warnings, A702 when nothing was sent, or FE00. Its Error
+        Comment says why the first one failed."""
         data = None
         if self.failed:
             ds = Dataset()
             ds.FailedSOPInstanceUIDList = self.failed
             data = request.encode(ds)
         if cancelled:
-            return Outcome(status.CANCELLED, data=data, elements=self._elements(True))
+            return Outcome(status.CANCELLED, data, self.reason, self._elements(True))
         code = status.SUCCESS
         if self.failed and not self.completed and not self.warned:
             code = status.CANNOT_PERFORM_SUBOPERATIONS
         elif self.failed or self.warned:
             code = status.SUBOPERATIONS_WITH_FAILURES
-        return Outcome(code, data=data, elements=self._elements(False))
+        return Outcome(code, data, self.reason, self._elements(False))
 
     def _elements(self, remaining: bool) -> dict[str, int]:
         most = 0xFFFF  # of an US
@@ -268,13 +271,22 @@ def run(request: Request, found: list[Stored], send: Send) -> Iterator[Outcome]:
     for one, following in itertools.zip_longest(found, found[1:]):
         if request.cancelled:
             break
+        reason = ""
         try:
             code = send(one, following)
-        except (Unsendable, OSError):
-            code = status.PROCESSING_FAILURE
-        count.note(one.origin.sop_instance_uid, code)
+        except (Unsendable, OSError) as error:
+            code, reason = status.PROCESSING_FAILURE, _reason(error)
+            log.warning("%s: %s is not sent: %s", request.assoc.id, one.path, reason)
+        count.note(one.origin.sop_instance_uid, code, reason)
         at = time.monotonic()
         if count.remaining and at - told > PENDING_SECONDS:
             told = at
             yield count.pending()
     yield count.final(request, bool(count.remaining))
+
+
+def _reason(error: Unsendable | OSError) -> str:
+    """Why, in words that hold neither a value nor a path."""
+    if isinstance(error, OSError):
+        return f"its file cannot be read: {error.strerror or type(error).__name__}"
+    return str(error)

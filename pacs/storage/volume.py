@@ -22,10 +22,20 @@ from common.crashpoints import crashpoint
 _PATH = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{32}/[0-9a-f]{48}\.dcm")
 
 
+_FOLDERS = {"files": "volume", "aside": "aside"}
+"""Volume, by the name that rows carry, and its folder of the data directory."""
+
+
 def roots() -> dict[str, Path]:
     """Where each volume lies, by the name that rows carry."""
-    data = Path(settings.DATA_DIR)
-    return {"files": data / "volume", "aside": data / "aside"}
+    return {name: Path(settings.DATA_DIR) / folder for name, folder in _FOLDERS.items()}
+
+
+def full_path(volume: str, relative: str) -> str:
+    """What `Volume.path` gives, for those who open many files one after the other. Raises ValueError as it does."""
+    if not _PATH.fullmatch(relative):
+        raise ValueError("not a path of this volume")
+    return f"{settings.DATA_DIR}/{_FOLDERS[volume]}/{relative}"
 
 
 def path_of(row: Any) -> Path:

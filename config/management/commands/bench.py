@@ -18,7 +18,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from config.postgres import Cluster
 
-# Name → module with `run(json: bool) -> bool`, which prints its cases and says whether every `must` is met.
+# Name → module with `run(json: bool) -> bool`, which prints its cases and says whether every `must` is met. One with
+# PARTS takes `only`, one of them, too.
 BENCHES = {
     "mllp": "integration.benches.mllp",
     "store": "pacs.benches.store",
@@ -37,6 +38,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", choices=sorted(BENCHES))
         parser.add_argument("--json", action="store_true", help="one JSON object a line")
+        parser.add_argument("--only", default="", metavar="PART", help="one part of it, where it has parts")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if HOME not in os.environ:
@@ -47,7 +49,13 @@ class Command(BaseCommand):
                 bench = import_module(BENCHES[options["name"]])
             except ModuleNotFoundError as missing:
                 raise CommandError(f"There is no bench {options['name']!r} yet: {missing}.") from None
-            met = bench.run(json=options["json"])
+            only = {"only": options["only"]} if options["only"] else {}
+            parts = getattr(bench, "PARTS", ())
+            if only and options["only"] not in parts:
+                raise CommandError(
+                    f"{options['name']} has no such part; it has: {', '.join(parts) or 'none'}."
+                )
+            met = bench.run(json=options["json"], **only)
         sys.exit(0 if met else 1)
 
 

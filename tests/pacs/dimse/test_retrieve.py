@@ -22,8 +22,9 @@ from pynetdicom import AE, build_role, evt
 from common.clock import now
 from common.models import AuditEvent
 from pacs import indexing
-from pacs.dimse import sender
+from pacs.dimse import datasets, sender
 from pacs.dimse.admission import Known
+from pacs.dimse.command import Command
 from pacs.dimse.registry import Registry
 from pacs.models import ApplicationEntity, Instance, Overlay, Study
 from pacs.services import get, move
@@ -35,6 +36,7 @@ from tests.pacs.dimse.test_store import CT, EXPLICIT, made, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
 IMPLICIT = "1.2.840.10008.1.2"
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 
 
 def register(registry: Registry) -> None:
@@ -379,3 +381,67 @@ def test_two_askers_at_once_do_not_hold_each_other_up(served: Served) -> None:
         for thread in threads:
             thread.join(60)
     assert finals == [0, 0]
+
+
+IMAGE = {
+    "Rows": 5, "Columns": 10, "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 0,
+    "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "encoding", "reason"),
+    [(EXPLICIT, IMPLICIT, "overlay: "), (JPEG_LOSSLESS, EXPLICIT, "cannot be decoded: ")],
+)
+@pytest.mark.parametrize("way", ["move", "get"])
+def test_what_is_not_in_the_syntax_that_it_says_fails_by_itself_with_its_reason(
+    served: Served, said: str, encoding: str, reason: str, way: str
+) -> None:
+    """Such an object is kept and found, pydicom forgives it; but nothing can be laid over its bytes, nor decoded."""
+    for uid in ("1.2.3.1", "1.2.3.3"):
+        origin, data = made(100, uid)
+        assert send(served, origin, data) == 0
+    _, data = made(100, "1.2.3.2", **IMAGE)
+    if encoding == IMPLICIT:
+        data = datasets.encode(datasets.decode(data, EXPLICIT, Command(CommandField=1)), IMPLICIT)
+    assert send(served, Origin(CT, "1.2.3.2", said), data) == 0
+    index()
+    assert Instance.objects.count() == 3
+    Overlay.objects.create(
+        study=Study.objects.get(), attributes={"PatientName": "Neu^Name"}, cause="user:1", updated_at=now()
+    )
+    fetched = {"move": fetched_by_move, "get": fetched_by_get}[way]
+    final, got = fetched(served, [EXPLICIT] if said == JPEG_LOSSLESS else [EXPLICIT, IMPLICIT])
+    assert got == {"1.2.3.1", "1.2.3.3"}
+    assert (final.NumberOfCompletedSuboperations, final.NumberOfFailedSuboperations) == (2, 1)
+    assert final.Status == 0xB000
+    assert final.ErrorComment.startswith(reason)
+    assert sender.echo(served.destination()) == 0
+
+
+def fetched_by_move(served: Served, syntaxes: list[str]) -> tuple[Any, set[str]]:
+    """The last response, and the UIDs that came."""
+    with receiving(*syntaxes, classes=[CT]) as receiver:
+        answers = moved(served, identifier(StudyInstanceUID="1.2.3"))
+    return answers[-1][1], set(receiver.got)
+
+
+def fetched_by_get(served: Served, syntaxes: list[str]) -> tuple[Any, set[str]]:
+    got = set()
+
+    def keep(event: Any) -> int:
+        got.add(str(event.request.AffectedSOPInstanceUID))
+        return 0
+
+    ae = AE(ae_title="ASKER")
+    ae.add_requested_context(STUDY_ROOT_GET)
+    for syntax in syntaxes:
+        ae.add_requested_context(CT, syntax)
+    assoc = ae.associate(
+        "127.0.0.1", served.port, ae_title="ORDERLY", ext_neg=[build_role(CT, scp_role=True)],
+        evt_handlers=[(evt.EVT_C_STORE, keep)],
+    )  # fmt: skip
+    ds = identifier(StudyInstanceUID="1.2.3")
+    final = [status for status, _ in assoc.send_c_get(ds, STUDY_ROOT_GET)][-1]
+    assoc.release()
+    return final, got
