@@ -94,7 +94,7 @@ class Reply:
 
 
 @dataclass(slots=True)
-class _Incoming:
+class Incoming:
     """One frame on its way: what is known of it before, and what is decided while it is applied."""
 
     raw: bytes
@@ -153,30 +153,36 @@ def _receive_batch(raw: bytes, peer: Peer, notes: Sequence[str]) -> Reply:
 _SWAPPED = ((3, 5), (4, 6), (5, 3), (6, 4), (12, 11))
 
 
-def _receive_one(raw: bytes, peer: Peer, notes: Sequence[str]) -> Reply:
-    incoming = _Incoming(raw, peer, now(), time.perf_counter(), tuple(notes))
+def arrived(raw: bytes, peer: Peer, notes: Sequence[str] = ()) -> Incoming:
+    """A frame's payload at its arrival, not yet looked at."""
+    incoming = Incoming(raw, peer, now(), time.perf_counter(), tuple(notes))
     incoming.digest = hashlib.sha256(raw).hexdigest()
+    return incoming
+
+
+def _receive_one(raw: bytes, peer: Peer, notes: Sequence[str]) -> Reply:
+    incoming = arrived(raw, peer, notes)
     for attempt in range(1, _TRIES + 1):
         try:
             reply = _received(incoming)
             reply.profile = incoming.profile
             return reply
         except Exception as error:  # also a fault of ours: the message must stand on the list all the same
-            if not _may_help_to_try_again(error) or attempt == _TRIES:
+            if not ready_again(error) or attempt == _TRIES:
                 return _failed(incoming, error)
     raise AssertionError("the loop returns")
 
 
-def _received(incoming: _Incoming) -> Reply:
+def _received(incoming: Incoming) -> Reply:
     try:
-        _read(incoming)
+        read(incoming)
         with transaction.atomic():
             return _apply_once(incoming)
     except Refused as refusal:
         return _refused(incoming, refusal)
 
 
-def _may_help_to_try_again(error: Exception) -> bool:
+def ready_again(error: Exception) -> bool:
     """Whether another try can succeed: a deadlock, somebody who was first, a lost connection. Readies for it.
 
     After a connection was lost in COMMIT nobody knows whether it took place; the identity row tells the next try.
@@ -188,7 +194,7 @@ def _may_help_to_try_again(error: Exception) -> bool:
     return isinstance(error, Error) and _sqlstate(error) in _RETRY_SQLSTATES
 
 
-def _read(incoming: _Incoming) -> None:
+def read(incoming: Incoming) -> None:
     """Find the source and parse the message. Raises Refused."""
     try:
         opened = separators, raw_header = header_of(incoming.raw)
@@ -259,7 +265,7 @@ SELECT (SELECT id FROM told), (SELECT message_id FROM told), EXISTS (
 """
 
 
-def _identify(incoming: _Incoming) -> tuple[MessageIdentity, bool, bool]:
+def _identify(incoming: Incoming) -> tuple[MessageIdentity, bool, bool]:
     """The message's identity row, held until COMMIT: (row, it is new, its control id was used for other content).
 
     A twin that is being applied is waited for; then its row is here, accepted or not.
@@ -267,16 +273,16 @@ def _identify(incoming: _Incoming) -> tuple[MessageIdentity, bool, bool]:
     return _identified(incoming, _ask_identity(incoming))
 
 
-def _ask_identity(incoming: _Incoming) -> Answer:
+def _ask_identity(incoming: Incoming) -> Answer:
     return wire.ask(_IDENTIFY, (*_named(incoming).values(), f"{_WAIT_MS}ms"))
 
 
-def _named(incoming: _Incoming) -> dict[str, str]:
+def _named(incoming: Incoming) -> dict[str, str]:
     sender = incoming.sender or _sender_key(incoming)
     return {"sender": sender, "control_id": incoming.control_id, "sha256": incoming.digest}
 
 
-def _identified(incoming: _Incoming, told: Answer) -> tuple[MessageIdentity, bool, bool]:
+def _identified(incoming: Incoming, told: Answer) -> tuple[MessageIdentity, bool, bool]:
     identity_id, message_id, reused = told()[0]
     named = _named(incoming)
     if identity_id is not None and message_id is not None:
@@ -285,7 +291,7 @@ def _identified(incoming: _Incoming, told: Answer) -> tuple[MessageIdentity, boo
     return MessageIdentity.objects.select_for_update().get(**named), False, reused == b"t"
 
 
-def _apply_once(incoming: _Incoming) -> Reply:
+def _apply_once(incoming: Incoming) -> Reply:
     with together():  # one round trip: who it is, its lanes, and all that is known of whom it concerns
         told = _ask_identity(incoming)
         known = _ask_known(incoming)
@@ -293,6 +299,25 @@ def _apply_once(incoming: _Incoming) -> Reply:
     crashpoint("inbox.after_identity")
     if identity.accepted:
         return _again(incoming, identity)
+    row = new_row(incoming, identity, new)
+    reply, unit = decide(incoming, identity, row, reused, known)
+    crashpoint("inbox.before_commit")
+    unit.commit()
+    return reply
+
+
+def decide(
+    incoming: Incoming,
+    identity: MessageIdentity,
+    row: Message,
+    reused: bool,
+    known: Callable[[], Context] | None,
+) -> tuple[Reply, Unit]:
+    """What becomes of a message that was read: its answer, and the rows to write before it is given.
+
+    `reused`: its control id came with other content before. `known` is what its service asked for, in this
+    transaction. Raises Refused.
+    """
     assert incoming.parsed is not None and incoming.profile is not None and incoming.head is not None
     if reused:
         if incoming.profile["reused_control_id"] == "refuse":
@@ -302,7 +327,6 @@ def _apply_once(incoming: _Incoming) -> Reply:
                 Location("MSH", 1, 10),
             )
         incoming.warnings.append("MSH^1^10: this control id was used for another message before.")
-    row = _row(incoming, identity, new)
     unit = Unit(cause.hl7(row.pk), incoming.received_at)
     if incoming.profile["policy"] == "stored":
         _store_for_later(incoming.head, row)
@@ -322,19 +346,17 @@ def _apply_once(incoming: _Incoming) -> Reply:
     identity.accepted, identity.ack = True, reply.ack
     unit.save(row)
     unit.save(identity)
-    crashpoint("inbox.before_commit")
-    unit.commit()
-    return reply
+    return reply, unit
 
 
-def _ask_known(incoming: _Incoming) -> Callable[[], Context] | None:
+def _ask_known(incoming: Incoming) -> Callable[[], Context] | None:
     """What the message's one command concerns, asked for; None where its service asks by itself."""
     commands = incoming.translated.commands if incoming.translated else []
     ask = _ASKING.get(type(commands[0])) if len(commands) == 1 else None
     return ask(commands[0]) if ask else None
 
 
-def _apply_now(incoming: _Incoming, head: Head, unit: Unit, row: Message, known: Context | None) -> None:
+def _apply_now(incoming: Incoming, head: Head, unit: Unit, row: Message, known: Context | None) -> None:
     """Policy `applied`: what the message says is done before it is acknowledged. Raises Refused."""
     if incoming.translated is None:
         if head.profile["unknown_type"] == "refuse":
@@ -358,7 +380,7 @@ def _store_for_later(head: Head, row: Message) -> None:
     row.lanes = _lanes(translated) if translated else []
 
 
-def _again(incoming: _Incoming, identity: MessageIdentity) -> Reply:
+def _again(incoming: Incoming, identity: MessageIdentity) -> Reply:
     """The same message again after it was accepted: the same acknowledgement, and nothing else.
 
     In enhanced mode the application's acknowledgement follows again: the first one may have been lost on its way.
@@ -368,7 +390,7 @@ def _again(incoming: _Incoming, identity: MessageIdentity) -> Reply:
     return Reply(bytes(identity.ack), again, "", identity.message_id, duplicate=True)
 
 
-def _row(incoming: _Incoming, identity: MessageIdentity, new: bool) -> Message:
+def new_row(incoming: Incoming, identity: MessageIdentity, new: bool) -> Message:
     """The message's row: new, or the one it had when it was refused before."""
     row = None if new else Message.objects.filter(pk=identity.message_id).first()
     attempts = row.attempts + 1 if row else 1
@@ -463,14 +485,14 @@ def _lanes(translated: translate.Translated) -> list[str]:
 
 
 def _reply(
-    incoming: _Incoming, code: AckCode, problems: Sequence[Problem], message_id: int | None = None
+    incoming: Incoming, code: AckCode, problems: Sequence[Problem], message_id: int | None = None
 ) -> Reply:
     immediate, later = acks.replies(incoming.asked, code)
     built = [_answer(incoming, c, problems) if c else b"" for c in (immediate, later)]
     return Reply(built[0], built[1], (immediate or code).value, message_id)
 
 
-def _answer(incoming: _Incoming, code: AckCode, problems: Sequence[Problem]) -> bytes:
+def _answer(incoming: Incoming, code: AckCode, problems: Sequence[Problem]) -> bytes:
     """An acknowledgement, or the fuller answer to an order where the source wants one."""
     at = incoming.received_at.astimezone(site_zone())
     message, profile = incoming.parsed, incoming.profile
@@ -484,7 +506,7 @@ def _answer(incoming: _Incoming, code: AckCode, problems: Sequence[Problem]) -> 
     return acks.build(incoming.asked, code, problems, at=at, kind=kind, groups=groups)
 
 
-def _assign_numbers(incoming: _Incoming, unit: Unit) -> None:
+def _assign_numbers(incoming: Incoming, unit: Unit) -> None:
     """Orders that a filler announces with SN get their accession number as placer number, for the NA we answer."""
     assert incoming.parsed is not None and incoming.profile is not None
     wanting = answers.wanting_numbers(incoming.parsed) if incoming.profile["order_answers"] == "full" else []
@@ -504,7 +526,7 @@ def _assign_numbers(incoming: _Incoming, unit: Unit) -> None:
 # -- not applied -------------------------------------------------------------------------------------------
 
 
-def _refused(incoming: _Incoming, refusal: Refused) -> Reply:
+def _refused(incoming: Incoming, refusal: Refused) -> Reply:
     """Answer AE or AR with the place, and keep the message where a person sees it."""
     code = AckCode(refusal.ack_code)
     if not incoming.sender:  # not even a header
@@ -513,7 +535,7 @@ def _refused(incoming: _Incoming, refusal: Refused) -> Reply:
     return _stored(incoming, state, code, refusal.problem, stranger=incoming.profile is None)
 
 
-def _failed(incoming: _Incoming, error: BaseException) -> Reply:
+def _failed(incoming: Incoming, error: BaseException) -> Reply:
     """Something of ours failed: AR, which invites the sender to try again; stored if the database lets us."""
     locked = isinstance(error, Error) and _sqlstate(error) in _LOCKED_SQLSTATES
     if locked:
@@ -531,7 +553,7 @@ def _failed(incoming: _Incoming, error: BaseException) -> Reply:
 
 
 def _stored(
-    incoming: _Incoming, state: "Message.State", code: AckCode, problem: Problem, stranger: bool = False
+    incoming: Incoming, state: "Message.State", code: AckCode, problem: Problem, stranger: bool = False
 ) -> Reply:
     """Store a message that is not applied, in a transaction of its own, on its row if it has one."""
     if stranger and not _may_leave_a_row(incoming.peer.address):
@@ -541,7 +563,7 @@ def _stored(
             identity, new, _ = _identify(incoming)
             if identity.accepted:  # its twin was accepted in the meantime
                 return _again(incoming, identity)
-            row = _row(incoming, identity, new)
+            row = new_row(incoming, identity, new)
             row.state = state
             row.errors = [_described(problem)]
             row.warnings = [*incoming.warnings, *(incoming.head.warnings if incoming.head else ())]
@@ -560,7 +582,7 @@ def _stored(
 
 def receive_fault(fault: Fault, peer: Peer) -> Reply:
     """Store bytes that were no frame, and answer them where an answer can be understood."""
-    incoming = _Incoming(fault.data, peer, now(), time.perf_counter())
+    incoming = Incoming(fault.data, peer, now(), time.perf_counter())
     incoming.digest = hashlib.sha256(fault.data).hexdigest()
     incoming.asked = acks.asking_of(fault.data)
     incoming.sender = _sender_key(incoming)
@@ -679,7 +701,7 @@ def _described(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _sender_key(incoming: _Incoming) -> str:
+def _sender_key(incoming: Incoming) -> str:
     """MSH-3 and MSH-4 as sent, or the peer's address where both are empty."""
     said = "|".join(incoming.asked.sender)
     return _clipped(said if said != "|" else incoming.peer.address, 300)

@@ -26,7 +26,7 @@ from django.db import connections
 
 from common.crashpoints import crashpoint
 from common.process import Context
-from integration import inbox
+from integration import inbox, sharing
 from integration.hl7v2.framing import Decoder, Fault, FaultKind, Frame, encode
 from integration.inbox import Peer, Reply
 from integration.sources import Profile
@@ -80,7 +80,8 @@ class Listener:
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()
-        self.workers = Workers(self.limits.threads)
+        self.workers = Workers(self.limits.threads, _apply)
+        self._nudging = False
         self.closing = False
         self._paced: dict[int, float] = {}
         self._servers: list[asyncio.AbstractServer] = []
@@ -96,6 +97,19 @@ class Listener:
                     await loop.create_server(lambda: Connection(self), sock=door, ssl=context, backlog=1024)
                 )
         self._watch = loop.create_task(self._watch_clocks())
+
+    def give(self, job: "Job") -> bool:
+        """Have the job applied by a thread; False when none is taken any more."""
+        given = self.workers.give(job)
+        if given and not self._nudging:
+            self._nudge()
+        return given
+
+    def _nudge(self) -> None:
+        """See again in a while whether somebody must step in for those who are at it for long."""
+        self._nudging = self.workers.nudge()
+        if self._nudging:
+            asyncio.get_running_loop().call_later(Workers.LONG_SECONDS, self._nudge)
 
     def pause_of(self, profile: Profile | None) -> float:
         """Seconds to hold back an answer, so that its source keeps its pace over all its connections."""
@@ -134,33 +148,61 @@ class Listener:
                 connection.check_clocks(moment)
 
 
-class Workers:
-    """Threads that take jobs in the order in which they come, each with its own database connection.
+@dataclass(slots=True)
+class Job:
+    """A frame or fault of a connection, waiting to be applied and answered."""
 
-    Of those that rest, the one that rested least takes the next job: its connection's plans and pages are still warm.
+    connection: "Connection"
+    event: Frame | Fault
+    alone: bool = False
+    """It shares its transaction with no other."""
+
+    def __post_init__(self) -> None:
+        self.alone = not isinstance(self.event, Frame) or len(self.event.payload) > sharing.LONGEST
+
+
+class Workers:
+    """Threads that apply jobs in the order in which they come, each with its own database connection.
+
+    A few at a time take what waits, several jobs at once where these can share a transaction: with more of them each
+    would have less to share. Who is at it for long (its lane may be held by another) is not counted: then the next
+    one steps in. Of those that rest, the one that rested least does: its connection's plans are still warm.
     """
 
-    def __init__(self, count: int) -> None:
+    AT_ONCE = 2
+    LONG_SECONDS = 0.1
+
+    def __init__(self, count: int, apply: Callable[[list[Job]], list[Job]]) -> None:
+        self._apply = apply
         self._lock = threading.Lock()
-        self._resting: list[SimpleQueue[Callable[[], None] | None]] = []
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._resting: list[SimpleQueue[None]] = []
+        self._at_work: dict[int, float] = {}
+        """Thread → since when (monotonic seconds) it is at its jobs."""
+        self._jobs: deque[Job] = deque()
         self._stopped = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"mllp_{n}", daemon=True) for n in range(count)
+            threading.Thread(target=self._work, args=(n,), name=f"mllp_{n}", daemon=True)
+            for n in range(count)
         ]
         for thread in self._threads:
             thread.start()
 
-    def give(self, job: Callable[[], None]) -> bool:
-        """Have a thread run the job, which must not raise; False when no job is taken any more."""
+    def give(self, job: Job) -> bool:
+        """Have a thread apply the job; False when none is taken any more."""
         with self._lock:
             if self._stopped:
                 return False
-            if self._resting:
-                self._resting.pop().put(job)
-            else:
-                self._jobs.append(job)
-            return True
+            self._jobs.append(job)
+        self.nudge()
+        return True
+
+    def nudge(self) -> bool:
+        """Wake a thread if one is wanted; True while jobs wait for one: then ask again in a while."""
+        with self._lock:
+            if self._jobs and self._resting and self._is_wanted():
+                self._resting.pop().put(None)
+                return len(self._jobs) > 1
+            return bool(self._jobs)
 
     def stop(self, seconds: float) -> None:
         """Take no more; what was given is done, and the threads' connections are closed, or the time is over."""
@@ -168,48 +210,101 @@ class Workers:
             self._stopped = True
             for bell in self._resting:
                 bell.put(None)
+            self._resting.clear()
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _work(self) -> None:
-        bell: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        while (job := self._next(bell)) is not None:
-            job()
-            del job  # a large message is not kept until the next one comes
+    def _is_wanted(self) -> bool:
+        """Whether fewer than so many are at work, not counting those who are at it for long."""
+        moment = time.monotonic()
+        return sum(moment - since < self.LONG_SECONDS for since in self._at_work.values()) < self.AT_ONCE
+
+    def _work(self, me: int) -> None:
+        bell: SimpleQueue[None] = SimpleQueue()
+        while jobs := self._next(me, bell):
+            left = self._apply(jobs)
+            del jobs  # a large message is not kept until the next one comes
+            with self._lock:
+                for job in reversed(left):
+                    job.alone = True
+                    self._jobs.appendleft(job)
+            if left:
+                self.nudge()
         connections.close_all()
 
-    def _next(self, bell: "SimpleQueue[Callable[[], None] | None]") -> Callable[[], None] | None:
-        """A job that waits, else the next one that comes; None at the end."""
-        with self._lock:
-            if self._jobs:
-                return self._jobs.popleft()
-            if self._stopped:
-                return None
-            self._resting.append(bell)
-        return bell.get()
+    def _next(self, me: int, bell: "SimpleQueue[None]") -> list[Job]:
+        """What waits, else what comes next; nothing at the end."""
+        while True:
+            with self._lock:
+                self._at_work.pop(me, None)
+                if self._jobs and (self._stopped or self._is_wanted()):
+                    self._at_work[me] = time.monotonic()
+                    return self._taken()
+                if self._stopped:
+                    return []
+                self._resting.append(bell)
+            bell.get()
+
+    def _taken(self) -> list[Job]:
+        """The first job that waits, with those behind it that may share its transaction."""
+        jobs = [self._jobs.popleft()]
+        while self._jobs and not jobs[0].alone and not self._jobs[0].alone and len(jobs) < sharing.MOST:
+            jobs.append(self._jobs.popleft())
+        return jobs
+
+
+def _apply(jobs: list[Job]) -> list[Job]:
+    """Apply and answer what waited together; returns those that must be applied alone."""
+    if len(jobs) == 1:
+        jobs[0].connection.apply(jobs[0].event)
+        return []
+
+    def answer(replies: dict[int, Reply]) -> None:
+        _tell([(jobs[number].connection, reply) for number, reply in replies.items()])
+
+    frames = [(job.connection, job.event) for job in jobs if isinstance(job.event, Frame)]
+    try:
+        left = sharing.receive([(f.payload, c.peer, f.notes) for c, f in frames], answer)
+    except Exception as error:
+        logger.error("messages that waited together could not be handled: %s", type(error).__name__)
+        left = list(range(len(jobs)))
+    return [jobs[number] for number in left]
+
+
+def _tell(answers: "list[tuple[Connection, Reply | None]]") -> None:
+    """Hand answers to the loop that owns their connections."""
+
+    def say() -> None:
+        for connection, reply in answers:
+            connection.answer(reply)
+
+    try:
+        answers[0][0].loop.call_soon_threadsafe(say)
+    except RuntimeError:
+        pass  # the loop is closed
 
 
 class Connection(asyncio.Protocol):
     """One peer: frames in, answers out, in order."""
 
     __slots__ = (
-        "_at_work", "_decoder", "_frame_since", "_heard_at", "_listener", "_loop", "_ending", "_paused", "_peer",
-        "_profile", "_settle", "_stuck_since", "_transport", "_waiting",
+        "_at_work", "_decoder", "_ending", "_frame_since", "_heard_at", "_listener", "_paused", "_profile",
+        "_settle", "_stuck_since", "_transport", "_waiting", "loop", "peer",
     )  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._decoder = Decoder(listener.limits.max_size, listener.limits.tolerant)
         self._transport: Any = None
-        self._peer = Peer("")
+        self.peer = Peer("")
         self._waiting: deque[Frame | Fault] = deque()
         self._at_work = False
         self._ending = False  # no more is read; close when all is answered
         self._paused = False
         self._profile: Profile | None = None  # of the source that sent the last message
-        self._heard_at = self._loop.time()
+        self._heard_at = self.loop.time()
         self._frame_since: float | None = None
         self._stuck_since: float | None = None
         self._settle: asyncio.TimerHandle | None = None
@@ -224,15 +319,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         name = transport.get_extra_info("peername") or ("", 0)
-        self._peer = Peer(str(name[0]), int(name[1]), _fingerprint(transport))
+        self.peer = Peer(str(name[0]), int(name[1]), _fingerprint(transport))
         limits, listener = self._listener.limits, self._listener
-        address = self._peer.address
+        address = self.peer.address
         if (
             listener.closing
             or len(listener.connections) >= limits.max_connections
             or listener.addresses[address] >= limits.max_connections_an_address
         ):
-            logger.warning("connection from %s refused: too many connections", self._peer)
+            logger.warning("connection from %s refused: too many connections", self.peer)
             self._transport.abort()
             return
         listener.connections.add(self)
@@ -242,11 +337,11 @@ class Connection(asyncio.Protocol):
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        self._heard_at = self.loop.time()
         self._take(self._decoder.feed(data))
         if self._decoder.waiting_for_end and self._settle is None:
             # FS without CR: such a peer waits for its answer, so its silence ends the frame.
-            self._settle = self._loop.call_later(self._listener.limits.settle_seconds, self._settled)
+            self._settle = self.loop.call_later(self._listener.limits.settle_seconds, self._settled)
         if self._decoder.open_length > 2 * self._listener.limits.max_size + (1 << 20):
             self._take(self._decoder.close())  # a frame that never ends
             self._end()
@@ -261,13 +356,13 @@ class Connection(asyncio.Protocol):
             self._settle.cancel()
         if self in self._listener.connections:
             self._listener.connections.discard(self)
-            self._listener.addresses[self._peer.address] -= 1
+            self._listener.addresses[self.peer.address] -= 1
             self._listener.addresses += Counter()  # drops zero counts
         self._take(self._decoder.close())
         self._ending = True
 
     def pause_writing(self) -> None:
-        self._stuck_since = self._loop.time()
+        self._stuck_since = self.loop.time()
 
     def resume_writing(self) -> None:
         self._stuck_since = None
@@ -284,7 +379,7 @@ class Connection(asyncio.Protocol):
         if not self._decoder.open_length:
             self._frame_since = None
         elif events or self._frame_since is None:
-            self._frame_since = self._loop.time()
+            self._frame_since = self.loop.time()
         if len(self._waiting) >= self._listener.limits.max_waiting_frames and not self._paused:
             self._paused = True
             self._pause()
@@ -302,23 +397,21 @@ class Connection(asyncio.Protocol):
             return
         self._at_work = True
         event = self._waiting.popleft()
-        if not self._listener.workers.give(lambda: self._apply(event)):
+        if not self._listener.give(Job(self, event)):
             self._waiting.clear()  # nothing was stored: the sender keeps its message
             self._at_work = False
 
-    def _apply(self, event: Frame | Fault) -> None:
+    def apply(self, event: Frame | Fault) -> None:
         """In a thread of the pool: apply, and hand the answer to the loop."""
         reply: Reply | None = None
         try:
-            reply = _work(event, self._peer)
+            reply = _work(event, self.peer)
         except Exception as error:
-            logger.error("a frame from %s could not be handled: %s", self._peer, type(error).__name__)
-        try:
-            self._loop.call_soon_threadsafe(self._answer, reply)
-        except RuntimeError:
-            pass  # the loop is closed
+            logger.error("a frame from %s could not be handled: %s", self.peer, type(error).__name__)
+        _tell([(self, reply)])
 
-    def _answer(self, reply: Reply | None) -> None:
+    def answer(self, reply: Reply | None) -> None:
+        """On the loop: say what became of the frame that was at work (None: nothing can be said), and go on."""
         self._at_work = False
         if reply is None:
             self._end()
@@ -328,7 +421,7 @@ class Connection(asyncio.Protocol):
             pause = self._listener.pause_of(reply.profile)
             if pause:  # a sender waits for its answer before it sends on
                 self._at_work = True
-                self._loop.call_later(pause, self._say, frames)
+                self.loop.call_later(pause, self._say, frames)
                 return
             self._say(frames)
             return
@@ -346,10 +439,10 @@ class Connection(asyncio.Protocol):
         """Close when the peer is silent, when a frame takes too long, or when it does not read its answers."""
         limits = self._listener.limits
         if self._stuck_since is not None and moment - self._stuck_since > limits.write_seconds:
-            logger.warning("%s does not read its answers; closed", self._peer)
+            logger.warning("%s does not read its answers; closed", self.peer)
             self._transport.abort()
         elif self._frame_since is not None and moment - self._frame_since > limits.frame_seconds:
-            logger.warning("a frame from %s took too long; closed", self._peer)
+            logger.warning("a frame from %s took too long; closed", self.peer)
             self._take(self._decoder.close())
             self._end()
         elif not self.busy and moment - self._heard_at > (self._own_idle() or limits.idle_seconds):

@@ -72,9 +72,8 @@ class PatientIdentifier(Row):
 
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="identifiers")
     value = models.CharField(max_length=199, help_text="the identifier itself: DICOM Patient ID")
-    # No constraint in the database: every message would lock the row of the one authority that all of them name.
     authority = models.ForeignKey(
-        AssigningAuthority, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
+        AssigningAuthority, on_delete=models.PROTECT, related_name="+", db_index=False
     )
     type_code = models.CharField(max_length=20, blank=True, help_text="table 0203: MR, PI, SS, …")
     position = models.PositiveSmallIntegerField(default=0, help_text="0 = the one worklist and reports show")

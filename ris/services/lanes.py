@@ -4,7 +4,9 @@ A lane is a transaction-level advisory lock of PostgreSQL. A message holds the l
 of every patient that these lead to, taken in sorted order, until it commits. Waiters queue in arrival order.
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from common import wire
@@ -21,6 +23,20 @@ WITH RECURSIVE found AS (
     UNION SELECT hashtextextended('patient:' || id, $3::bigint), id FROM found WHERE id IS NOT NULL
 )
 SELECT pg_advisory_xact_lock(k), patient FROM (SELECT k, patient FROM keys ORDER BY k) s
+"""
+
+# As above, by the value that leads to each lane, and without waiting for any.
+_IF_FREE = """
+WITH RECURSIVE found AS (
+    SELECT i.value, i.patient_id AS id FROM ris_patientidentifier i WHERE i.value = ANY($1::text[])
+    UNION
+    SELECT found.value, (SELECT p.merged_into_id FROM ris_patient p WHERE p.id = found.id)
+    FROM found WHERE found.id IS NOT NULL
+), keys AS (
+    SELECT v AS value, hashtextextended('id:' || v, $2::bigint) AS k, NULL::uuid AS patient FROM unnest($1::text[]) v
+    UNION ALL SELECT value, hashtextextended('patient:' || id, $2::bigint), id FROM found WHERE id IS NOT NULL
+)
+SELECT value, pg_try_advisory_xact_lock(k), patient FROM keys
 """
 
 _BY_PATIENT = """
@@ -43,6 +59,35 @@ def ask(values: Iterable[str], others: Iterable[str] = ()) -> Answer:
     """As `lock`, for a statement that travels with others (common/wire.py): held when they are answered."""
     wanted = sorted({v for v in values if v})
     return wire.ask(_BY_IDENTIFIER, (wanted, wanted + sorted(set(others)), _seed()))
+
+
+@dataclass(slots=True)
+class Lane:
+    """What an identifier value leads to, and whether all of it is held."""
+
+    held: bool = True
+    patients: set[bytes] = field(default_factory=set)
+    """The ids of those it leads to, as text."""
+
+
+def ask_if_free(values: Iterable[str]) -> Callable[[], dict[str, Lane]]:
+    """Hold the lanes of these identifier values as far as nobody else holds or awaits them; by value.
+
+    For a statement that travels with others: call what is returned after it.
+    """
+    answer = wire.ask(_IF_FREE, (sorted({v for v in values if v}), _seed()))
+
+    def lanes() -> dict[str, Lane]:
+        found: dict[str, Lane] = defaultdict(Lane)
+        for value, held, patient in answer():
+            assert value is not None
+            lane = found[value.decode()]
+            lane.held &= held == b"t"
+            if patient is not None:
+                lane.patients.add(patient)
+        return found
+
+    return lanes
 
 
 def lock_patients(patients: Iterable[UUID]) -> None:

@@ -32,6 +32,13 @@ _ENDING = {
     OrderAction.HOLD: StepStatus.HELD,
     OrderAction.RELEASE: StepStatus.SCHEDULED,
 }
+# What was asked for → where a step may stand so that it is so: what ended unperformed need not end again.
+_UNPERFORMED = frozenset({StepStatus.CANCELED, StepStatus.DISCONTINUED})
+_MET: Mapping[str, frozenset[str]] = {
+    StepStatus.CANCELED: _UNPERFORMED,
+    StepStatus.DISCONTINUED: _UNPERFORMED,
+    StepStatus.HELD: frozenset({StepStatus.HELD}),
+}
 _MADE = "made"
 """In a row's `details`: which of its keys we made because the sender left them out; those may be replaced."""
 _SAID_AT = "said_at"
@@ -42,18 +49,22 @@ _KNOWN_AT = "known_at"
 
 def ask(command: ApplyOrders) -> Callable[[], Context]:
     """Hold the command's lanes and read what it concerns, in statements that may travel with others."""
-    identifiers = [i.value for i in command.patient.identifiers]
+    keys = wanted(command)
+    without_patient = () if keys["identifiers"] else [f"placer:{p}" for p in keys["placers"] if p]
+    lanes.ask(keys["identifiers"], others=without_patient)
+    return context.ask(**keys)
+
+
+def wanted(command: ApplyOrders) -> dict[str, Any]:
+    """The keys of what the command concerns, by the names that `context.ask` gives them."""
     keys = [g.keys for g in command.groups]
-    placers = [k.placer.value for k in keys]
-    lanes.ask(identifiers, others=() if identifiers else [f"placer:{p}" for p in placers if p])
-    return context.ask(
-        identifiers=identifiers,
-        admissions=[command.patient.visit.admission_id] if command.patient.visit else (),
-        accessions=[k.accession_number for k in keys],
-        placers=placers,
-        fillers=[k.filler.value for k in keys],
-        studies=[k.study_instance_uid for k in keys],
-    )
+    return {
+        **patients.wanted(command.patient),
+        "accessions": [k.accession_number for k in keys],
+        "placers": [k.placer.value for k in keys],
+        "fillers": [k.filler.value for k in keys],
+        "studies": [k.study_instance_uid for k in keys],
+    }
 
 
 def apply(command: ApplyOrders, unit: Unit, ctx: Context | None = None) -> Applied:
@@ -583,14 +594,24 @@ class _Work:
         self._touch(request)
 
     def _end(self, group: OrderGroup, request: ImagingServiceRequest) -> None:
-        """Cancel, discontinue, hold or release everything that the group's keys reach."""
-        self._move_all(request, group, _ENDING[group.action])
+        """Cancel, discontinue, hold or release everything that the group's keys reach.
+
+        Refused when all of it has gone too far for that: the sender must not believe that it is done.
+        """
+        target = _ENDING[group.action]
+        self._move_all(request, group, target)
+        met = _MET.get(target)
+        steps = [s for _, s in self._steps_to_end(request, group)]
+        if met and steps and not any(s.status in met or self._is_late_word(s) for s in steps):
+            raise NotAllowed(
+                f"The examination is {steps[0].status}; {target} may not follow.",
+                attribute="order_control",
+                group=self.index,
+            )
         self._touch(request)
 
     def _move_all(self, request: ImagingServiceRequest, group: OrderGroup, target: str) -> None:
-        steps = self._steps_meant(request, group)
-        if group.action is OrderAction.REPLACED:  # its replacement, named before it, may have kept the step
-            steps = [(p, s) for p, s in steps if s.id not in self.claimed]
+        steps = self._steps_to_end(request, group)
         started = (StepStatus.STARTED, StepStatus.DEPARTED)
         if target == StepStatus.CANCELED and any(s.status in started for _, s in steps):
             raise NotAllowed(
@@ -608,6 +629,14 @@ class _Work:
                 self._move(step, target)
             self._note_word(step)
             self._keep_step(step, procedure)
+
+    def _steps_to_end(
+        self, request: ImagingServiceRequest, group: OrderGroup
+    ) -> list[tuple[RequestedProcedure, ScheduledProcedureStep]]:
+        """The steps that a group means, without those that a replacement named before it has kept."""
+        steps = self._steps_meant(request, group)
+        replaced = group.action is OrderAction.REPLACED
+        return [(p, s) for p, s in steps if s.id not in self.claimed] if replaced else steps
 
     def _steps_meant(
         self, request: ImagingServiceRequest, group: OrderGroup

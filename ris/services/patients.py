@@ -46,9 +46,17 @@ _VISIT_COLUMNS = (
 
 def ask(command: RegisterPatient) -> Callable[[], Context]:
     """Hold the command's lanes and read what it concerns, in statements that may travel with others."""
-    values = [i.value for i in command.identifiers]
-    lanes.ask(values)
-    return context.ask(identifiers=values, admissions=[command.visit.admission_id] if command.visit else ())
+    keys = wanted(command)
+    lanes.ask(keys["identifiers"])
+    return context.ask(**keys)
+
+
+def wanted(command: RegisterPatient) -> dict[str, Any]:
+    """The keys of what the command concerns, by the names that `context.ask` gives them."""
+    return {
+        "identifiers": [i.value for i in command.identifiers],
+        "admissions": [command.visit.admission_id] if command.visit else [],
+    }
 
 
 def register(command: RegisterPatient, unit: Unit, ctx: Context | None = None) -> Applied:
