@@ -116,6 +116,48 @@ def test_a_cancel_of_a_started_examination_is_refused_with_its_place():
     assert ScheduledProcedureStep.objects.get().status == "STARTED"
 
 
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [
+        (OrderAction.CANCEL, "COMPLETED"),
+        (OrderAction.HOLD, "CANCELED"),
+        (OrderAction.DISCONTINUE, "COMPLETED"),
+        (OrderAction.HOLD, "STARTED"),
+        (OrderAction.HOLD, "COMPLETED"),
+        (OrderAction.REPLACED, "COMPLETED"),
+    ],
+)
+def test_what_cannot_be_done_any_more_is_refused_and_not_said_to_be_done(action: OrderAction, status: str):
+    place(group(accession="A1", sps="S1"))
+    ScheduledProcedureStep.objects.update(status=status)
+    with pytest.raises(NotAllowed) as refusal:
+        place(group(action, accession="A1", detail=False), at=NOW + timedelta(minutes=2))
+    assert (refusal.value.attribute, refusal.value.group) == ("order_control", 0)
+    assert ScheduledProcedureStep.objects.get().status == status
+
+
+def test_a_cancel_leaves_what_is_done_and_cancels_the_rest():
+    place(group(accession="A1", rp="R1", sps="S1"), group(accession="A1", rp="R1", sps="S2"))
+    ScheduledProcedureStep.objects.filter(scheduled_procedure_step_id="S1").update(status="COMPLETED")
+    applied = place(group(OrderAction.CANCEL, accession="A1", detail=False), at=NOW + timedelta(minutes=2))
+    found = ScheduledProcedureStep.objects.values_list("scheduled_procedure_step_id", "status")
+    assert dict(found) == {"S1": "COMPLETED", "S2": "CANCELED"} and applied.warnings
+
+
+def test_a_cancel_again_is_no_fault():
+    place(group(accession="A1", sps="S1"))
+    for minutes in (2, 3):
+        place(group(OrderAction.CANCEL, accession="A1", detail=False), at=NOW + timedelta(minutes=minutes))
+    assert ScheduledProcedureStep.objects.get().status == "CANCELED"
+
+
+def test_a_release_of_what_goes_on_changes_nothing():
+    place(group(accession="A1", sps="S1"))
+    ScheduledProcedureStep.objects.update(status="STARTED")
+    place(group(OrderAction.RELEASE, accession="A1", detail=False), at=NOW + timedelta(minutes=2))
+    assert ScheduledProcedureStep.objects.get().status == "STARTED"
+
+
 def test_a_late_status_does_not_reopen_a_canceled_order():
     place(group(accession="A1", sps="S1"))
     place(group(OrderAction.CANCEL, accession="A1"), at=NOW + timedelta(minutes=2))
