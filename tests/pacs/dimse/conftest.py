@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +21,7 @@ from pacs.dimse.sender import Destination
 from pacs.dimse.server import Server
 from pacs.services import echo, store
 from pacs.storage import spool
+from tests.conftest import missing
 from tests.engine import Engine
 
 ALL = frozenset(("echo", "store", "find", "move", "get", "worklist", "mpps"))
@@ -63,6 +67,33 @@ class Beside:
         self._thread.join(60)
 
 
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates of server, scanner and stranger (of another authority), by openssl."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*words: str) -> None:
+        try:
+            subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+        except FileNotFoundError:
+            missing("openssl", "apt-get install openssl")
+
+    for authority in ("ca", "otherca"):
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={authority}",
+                "-keyout", f"{authority}.key", "-out", f"{authority}.pem")  # fmt: skip
+    for name, authority in (("server", "ca"), ("scanner", "ca"), ("stranger", "otherca")):
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key",
+                "-out", f"{name}.csr")  # fmt: skip
+        (folder / "ext").write_text("subjectAltName=IP:127.0.0.1\n")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key",
+                "-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")  # fmt: skip
+    return folder
+
+
+def fingerprint(pem: Path) -> str:
+    return sha256(ssl.PEM_cert_to_DER_cert(pem.read_text())).hexdigest()
+
+
 @dataclass
 class Served:
     """A running listener."""
@@ -94,7 +125,7 @@ class Served:
 
 @pytest.fixture
 def serve(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
-    """Start listeners: `serve(register=…, known=…, limits=…)`; all stop at the end of the test."""
+    """Start listeners: `serve(register=…, known=…, limits=…, tls=…)`; all stop at the end of the test."""
     settings.DATA_DIR = tmp_path
     monkeypatch.setattr(spool, "_mine", None)
     running: list[tuple[Served, threading.Thread]] = []
@@ -103,6 +134,7 @@ def serve(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         register: Callable[[Registry], None] | None = None,
         known: list[Known] | None = None,
         limits: Limits | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> Served:
         registry = Registry()
         echo.register(registry)
@@ -117,7 +149,7 @@ def serve(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         refusals: list[tuple[str, str, str]] = []
         server = Server(
-            {listener: None}, registry, admission, slots, audit=lambda *told: refusals.append(told)
+            {listener: tls}, registry, admission, slots, audit=lambda *told: refusals.append(told)
         )
         stopping = threading.Event()
         served = Served(listener.getsockname()[1], server, stopping, tmp_path / "spool", refusals)

@@ -23,11 +23,12 @@ from pacs import routing
 from pacs.dimse import sender
 from pacs.dimse.admission import Known
 from pacs.dimse.registry import Registry
+from pacs.dimse.server import tls_context
 from pacs.models import ApplicationEntity, Forwarding, Instance, Overlay, RoutingRule, Study
 from pacs.services import find, get, move
 from pacs.storage.volume import open_file
 from tests.conftest import require_peer, sample
-from tests.pacs.dimse.conftest import ALL, Served
+from tests.pacs.dimse.conftest import ALL, Served, fingerprint
 from tests.pacs.dimse.test_retrieve import index, stored
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -43,9 +44,9 @@ SYNTAXES = (
 class Orthanc:
     """A running Orthanc and its REST interface."""
 
-    def __init__(self, folder: Path, ours: int) -> None:
+    def __init__(self, folder: Path, ours: int, **more: Any) -> None:
         self.port, self.http = free_port(), free_port()
-        settings = {
+        settings: dict[str, Any] = {
             "Name": "peer",
             "DicomPort": self.port,
             "DicomAet": "ORTHANC",
@@ -54,9 +55,12 @@ class Orthanc:
             "StorageDirectory": str(folder / "store"),
             "IndexDirectory": str(folder / "index"),
             "DicomAlwaysAllowStore": True,
-            "DicomModalities": {"orderly": ["ORDERLY", "127.0.0.1", ours]},
+            "DicomModalities": {"orderly": {"AET": "ORDERLY", "Host": "127.0.0.1", "Port": ours}},
             "Plugins": [],
+            **more,
         }
+        if settings.get("DicomTlsEnabled"):
+            settings["DicomModalities"]["orderly"]["UseDicomTls"] = True
         path = folder / "orthanc.json"
         path.write_text(json.dumps(settings))
         self.child = subprocess.Popen(
@@ -77,6 +81,10 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", data, timeout=120) as answer:
             raw = answer.read()
         return raw if path.endswith("/file") else json.loads(raw)
+
+    def delete(self, path: str) -> None:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", method="DELETE")
+        urllib.request.urlopen(request, timeout=120).close()
 
     def files(self) -> dict[str, Dataset]:
         """What it holds, by SOP Instance UID."""
@@ -180,3 +188,70 @@ def test_a_caller_that_is_not_named_may_not_send(serve: Callable[..., Served], t
         assert served.refusals[0][0] == "ORTHANC"
     finally:
         orthanc.stop()
+
+
+@pytest.fixture
+def over_tls(serve: Callable[..., Served], papers: Path, settings: Any, tmp_path: Path) -> Iterator[Orthanc]:
+    """An Orthanc that speaks TLS alone, shows its certificate and asks for ours; it is known here by that."""
+    settings.ORDERLY_TLS_CERTIFICATE = str(papers / "server.pem")
+    settings.ORDERLY_TLS_KEY = str(papers / "server.key")
+    settings.ORDERLY_TLS_CA = str(papers / "ca.pem")
+    known = Known("ORTHANC", "*", ALL, certificate=fingerprint(papers / "scanner.pem"))
+    served = serve(register=register, known=[known], tls=tls_context())
+    folder = tmp_path / "orthanc"
+    folder.mkdir()
+    one = Orthanc(
+        folder,
+        served.port,
+        DicomTlsEnabled=True,
+        DicomTlsCertificate=str(papers / "scanner.pem"),
+        DicomTlsPrivateKey=str(papers / "scanner.key"),
+        DicomTlsTrustedCertificates=str(papers / "ca.pem"),
+        DicomTlsRemoteCertificateRequired=True,
+    )
+    ApplicationEntity.objects.create(title="ORTHANC", host="127.0.0.1", port=one.port, services=[], tls=True)
+    yield one
+    one.stop()
+
+
+def test_over_tls_orthanc_sends_to_us_and_has_its_images_sent_back(over_tls: Orthanc) -> None:
+    over_tls.ask("/modalities/orderly/echo", {})
+    keys = [over_tls.ask("/instances", sample("dicom", "ts", name).read_bytes())["ID"] for name in SYNTAXES]
+    over_tls.ask("/modalities/orderly/store", {"Resources": keys, "Synchronous": True})
+    index()
+    theirs = over_tls.files()
+    assert set(Instance.objects.values_list("sop_instance_uid", flat=True)) == set(theirs)
+    assert set(Instance.objects.values_list("calling_ae", flat=True)) == {"ORTHANC"}
+    for study in over_tls.ask("/studies"):
+        over_tls.delete(f"/studies/{study}")
+    assert not over_tls.files()
+    for study in Study.objects.all():
+        wanted = {"StudyInstanceUID": study.study_instance_uid}
+        asked = over_tls.ask("/modalities/orderly/query", {"Level": "Study", "Query": wanted})
+        over_tls.ask(f"/queries/{asked['ID']}/retrieve", {"TargetAet": "ORTHANC", "Synchronous": True})
+    back = over_tls.files()
+    assert {uid: ds.get("PixelData") for uid, ds in back.items()} == {
+        uid: ds.get("PixelData") for uid, ds in theirs.items()
+    }
+
+
+def test_over_tls_a_rule_sends_studies_on_to_orthanc_and_not_to_one_of_another_authority(
+    over_tls: Orthanc, papers: Path, settings: Any
+) -> None:
+    key = over_tls.ask("/instances", sample("dicom", "ts", SYNTAXES[0]).read_bytes())["ID"]
+    over_tls.ask("/modalities/orderly/store", {"Resources": [key], "Synchronous": True})
+    index()
+    over_tls.delete(f"/instances/{key}")
+    rule = RoutingRule.objects.create(name="all", destination=ApplicationEntity.objects.get(title="ORTHANC"))
+    row = Forwarding.objects.create(
+        rule=rule, study=Study.objects.get(), created_at=now(), next_attempt_at=now()
+    )
+    settings.ORDERLY_TLS_CA = str(papers / "otherca.pem")
+    assert routing.drain("ORTHANC", threading.Event()) == 0
+    assert not over_tls.files()
+    row.refresh_from_db()
+    assert row.state == "waiting" and "cannot be reached" in row.detail
+    settings.ORDERLY_TLS_CA = str(papers / "ca.pem")
+    Forwarding.objects.update(next_attempt_at=now())
+    assert routing.drain("ORTHANC", threading.Event()) == 1
+    assert set(over_tls.files()) == {Instance.objects.get().sop_instance_uid}

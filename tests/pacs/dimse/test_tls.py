@@ -22,36 +22,9 @@ from pacs.dimse.registry import Registry
 from pacs.dimse.server import Server, tls_context
 from pacs.services import echo, store
 from pacs.storage import spool
-from tests.conftest import missing, require_peer
-from tests.pacs.dimse.conftest import ALL
+from tests.conftest import require_peer
+from tests.pacs.dimse.conftest import ALL, fingerprint
 from tests.pacs.dimse.test_store import CT, EXPLICIT, made, write_part10
-
-
-@pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and certificates of server, scanner and stranger (of another authority), by openssl."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        try:
-            subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-        except FileNotFoundError:
-            missing("openssl", "apt-get install openssl")
-
-    for authority in ("ca", "otherca"):
-        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={authority}",
-                "-keyout", f"{authority}.key", "-out", f"{authority}.pem")  # fmt: skip
-    for name, authority in (("server", "ca"), ("scanner", "ca"), ("stranger", "otherca")):
-        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key",
-                "-out", f"{name}.csr")  # fmt: skip
-        (folder / "ext").write_text("subjectAltName=IP:127.0.0.1\n")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key",
-                "-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")  # fmt: skip
-    return folder
-
-
-def fingerprint(pem: Path) -> str:
-    return sha256(ssl.PEM_cert_to_DER_cert(pem.read_text())).hexdigest()
 
 
 @pytest.fixture
