@@ -497,7 +497,7 @@ def _answer(incoming: Incoming, code: AckCode, problems: Sequence[Problem]) -> b
     at = incoming.received_at.astimezone(site_zone())
     message, profile = incoming.parsed, incoming.profile
     full = profile is not None and profile["order_answers"] == "full"
-    kind = answers.kind_of(message) if message and (full or answers.asks_state(message)) else None
+    kind = answers.kind_of(message) if message and (full or answers.asks(message)) else None
     if message is None or kind is None or code.value[0] == "C":
         return acks.build(incoming.asked, code, problems, at=at)
     groups = answers.groups(
@@ -508,8 +508,8 @@ def _answer(incoming: Incoming, code: AckCode, problems: Sequence[Problem]) -> b
 
 def _assign_numbers(incoming: Incoming, unit: Unit) -> None:
     """Orders that a filler announces with SN get their accession number as placer number, for the NA we answer."""
-    assert incoming.parsed is not None and incoming.profile is not None
-    wanting = answers.wanting_numbers(incoming.parsed) if incoming.profile["order_answers"] == "full" else []
+    assert incoming.parsed is not None
+    wanting = answers.wanting_numbers(incoming.parsed)
     if not wanting:
         return
     unit.flush()

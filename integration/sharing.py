@@ -78,7 +78,7 @@ def _keys(incoming: Incoming) -> Keys | None:
     profile, parsed, translated = incoming.profile, incoming.parsed, incoming.translated
     if profile is None or parsed is None or translated is None or len(translated.commands) != 1:
         return None
-    if profile["order_answers"] == "full" or answers.asks_state(parsed):  # such an answer reads what was written
+    if profile["order_answers"] == "full" or answers.asks(parsed):  # such an answer reads what was written
         return None
     command = translated.commands[0]
     wanted = _WANTED.get(type(command))

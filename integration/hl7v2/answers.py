@@ -83,8 +83,13 @@ def wants_imaging(message: Message) -> bool:
     return message.message_type == "OMI"
 
 
+def asks(message: Message) -> bool:
+    """Whether a plain ACK cannot answer an order message: ORC-1 SS asks for a state, SN for a number."""
+    return asks_state(message) or bool(wanting_numbers(message))
+
+
 def asks_state(message: Message) -> bool:
-    """Whether an order message asks for the state of an order (ORC-1 SS); it is answered in full in any case."""
+    """Whether an order message asks for the state of an order (ORC-1 SS)."""
     return any(orc.value(1).strip().upper() == "SS" for orc in message.all("ORC"))
 
 

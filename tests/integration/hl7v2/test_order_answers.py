@@ -98,8 +98,8 @@ def test_a_status_is_told_by_an_org_also_where_plain_acks_are_wanted(door, conne
     checked(said)
 
 
-def test_a_number_that_a_filler_asks_for_is_in_the_org(asking_door, connect):
-    said, answer = ask(connect(asking_door), omg("ORC|SN||F7^RIS2", "OBR|1||F7^RIS2|CT^CT^L"))
+def test_a_number_that_a_filler_asks_for_is_in_the_org_also_where_plain_acks_are_wanted(door, connect):
+    said, answer = ask(connect(door), omg("ORC|SN||F7^RIS2", "OBR|1||F7^RIS2|CT^CT^L"))
     request = ImagingServiceRequest.objects.get(filler_order_number="F7")
     orc = answer.first("ORC")
     assert (orc.value(1), orc.value(2), orc.field(3)) == ("NA", request.accession_number, "F7^RIS2")
