@@ -32,6 +32,7 @@ _ENDING = {
     OrderAction.HOLD: StepStatus.HELD,
     OrderAction.RELEASE: StepStatus.SCHEDULED,
 }
+_WAITING = (StepStatus.SCHEDULED, StepStatus.ARRIVED, StepStatus.READY, StepStatus.HELD)
 # What was asked for → where a step may stand so that it is so: what ended unperformed need not end again.
 _UNPERFORMED = frozenset({StepStatus.CANCELED, StepStatus.DISCONTINUED})
 _MET: Mapping[str, frozenset[str]] = {
@@ -521,7 +522,11 @@ class _Work:
         ):
             step.scheduled_procedure_step_id = wanted
             step.made = {k: v for k, v in step.made.items() if k in (_SAID_AT, _KNOWN_AT, patients.EMPTIED)}
-        _assign(step, group.step)
+        given_back = "start" in group.step and group.step["start"] is None
+        if given_back and step.status not in (*_WAITING, StepStatus.CANCELED):
+            self.applied.warnings.append(f"A step that is {step.status} keeps the time it had.")
+        else:
+            _assign(step, group.step)
         _give_stations(step)
         self._note_age(step)
         self._take_status(step, group)

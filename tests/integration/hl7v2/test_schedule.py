@@ -50,6 +50,29 @@ def test_an_appointment_that_falls_away_gives_the_time_back_and_keeps_the_order(
     assert bool(step.comments) == (event == "S26")
 
 
+@pytest.mark.parametrize("status", ["STARTED", "DEPARTED", "COMPLETED", "DISCONTINUED"])
+@pytest.mark.parametrize("event", ["S15", "S26"])
+def test_an_examination_that_has_begun_keeps_its_time(step, event, status):
+    assert receive(siu("S12"), PEER).code == "AA"
+    ScheduledProcedureStep.objects.update(status=status)
+    assert receive(siu(event, sent="20260301140000+0000"), PEER).code == "AA"
+    step.refresh_from_db()
+    assert (step.start, step.status, step.comments) == (
+        datetime(2026, 3, 5, 10, 30, tzinfo=UTC),
+        status,
+        "",
+    )
+    assert "keeps the time it had" in Message.objects.latest("id").warnings[0]
+
+
+def test_an_older_appointment_does_not_move_a_newer_one(step):
+    assert receive(siu("S13", start="202603061100+0000", sent="20260301150000+0000"), PEER).code == "AA"
+    assert receive(siu("S12"), PEER).code == "AA"
+    assert receive(siu("S15", sent="20260301140000+0000"), PEER).code == "AA"
+    step.refresh_from_db()
+    assert step.start == datetime(2026, 3, 6, 11, 0, tzinfo=UTC)
+
+
 def test_an_appointment_for_no_order_here_changes_nothing_and_makes_nobody(step):
     raw = siu("S12", placer="OTHER", patient=pid("P9^^^HOSP"))
     assert receive(raw, PEER).code == "AA"
