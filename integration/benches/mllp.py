@@ -17,6 +17,7 @@ import psutil
 import psycopg
 from django.db import connection
 
+from common.benches import measured
 from common.servers import connects, free_port, serving
 from integration.hl7v2.framing import Decoder, Frame, encode
 from integration.models import Message, Source
@@ -68,21 +69,21 @@ def _rate(port: int, connections: int, say: Say) -> None:
     applied = ScheduledProcedureStep.objects.count() - before
     named = f"ORM fully applied, {connections} connection{'s' if connections > 1 else ''}"
     say(
-        {
-            "bench": "mllp",
-            "case": named,
-            "ours": round(ours.per_second),
-            "unit": "messages/s",
-            "peer": "python-hl7 with one row and a commit a message",
-            "theirs": round(theirs.per_second),
-            "ratio": round(ours.per_second / theirs.per_second, 2) if theirs.per_second else None,
-            "floor": round(floor),
-            "must": MUST[connections],
-            "ok": ours.per_second >= MUST[connections] and applied == ours.accepted,
-        }
+        measured(
+            "mllp",
+            named,
+            ours.per_second,
+            "messages/s",
+            peer="python-hl7 with one row and a commit a message",
+            theirs=theirs.per_second,
+            ratio=ours.per_second / theirs.per_second if theirs.per_second else None,
+            floor=floor,
+            must=MUST[connections],
+            ok=ours.per_second >= MUST[connections] and applied == ours.accepted,
+        )
     )
     for name, value in (("median", ours.p50), ("p99", ours.p99)):
-        say(_plain(f"{named}: {name}", round(value, 2), "ms", None, True))
+        say(measured("mllp", f"{named}: {name}", value, "ms"))
 
 
 def _memory(port: int, process: psutil.Process, say: Say) -> None:
@@ -97,15 +98,8 @@ def _memory(port: int, process: psutil.Process, say: Say) -> None:
     grown = (_resident(process) - before) / 1e6
     for one in idle:
         one.close()
-    case = f"listener's growth over {FLAT_MESSAGES} messages, {IDLE} idle connections"
-    say(_plain(case, round(grown, 1), "MB", FLAT_MB, grown <= FLAT_MB))
-
-
-def _plain(case: str, ours: float, unit: str, must: float | None, ok: bool) -> dict[str, Any]:
-    return {
-        "bench": "mllp", "case": case, "ours": ours, "unit": unit, "peer": None, "theirs": None, "ratio": None,
-        "floor": None, "must": must, "ok": ok,
-    }  # fmt: skip
+    named = f"listener's growth over {FLAT_MESSAGES} messages, {IDLE} idle connections"
+    say(measured("mllp", named, grown, "MB", must=FLAT_MB, ok=grown <= FLAT_MB))
 
 
 def _resident(process: psutil.Process) -> int:

@@ -21,6 +21,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from common.benches import measured
 from common.clock import to_site
 from integration import retention
 from integration.benches import stock
@@ -52,10 +53,7 @@ def run(json: bool = False) -> bool:
     rows: list[dict[str, Any]] = []
 
     def say(name: str, ours: float, unit: str, must: float | None = None) -> None:
-        row = {
-            "bench": "pages", "case": name, "ours": ours, "unit": unit, "peer": None, "theirs": None, "ratio": None,
-            "floor": None, "must": must, "ok": must is None or ours <= must,
-        }  # fmt: skip
+        row = measured("pages", name, ours, unit, must=must, ok=must is None or ours <= must)
         rows.append(row)
         print(jsonlib.dumps(row) if json else _line(row), flush=True)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -19,6 +20,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
+from common.benches import measured
 from common.clock import now
 from common.servers import free_port
 from pacs.dimse.registry import EXPLICIT_VR_LITTLE_ENDIAN
@@ -45,6 +47,7 @@ SMALL_ROUNDS = 41
 DAY = datetime(2026, 3, 10, 8, 0, tzinfo=UTC)
 
 Say = Callable[[dict[str, Any]], None]
+_row = partial(measured, "worklist")
 
 
 def run(json: bool = False) -> bool:
@@ -432,31 +435,3 @@ def _cpu(pid: int) -> float:
         except OSError:
             continue
     return ticks / 100
-
-
-def _row(
-    case: str,
-    ours: float | None,
-    unit: str,
-    *,
-    peer: str | None = None,
-    theirs: float | None = None,
-    ratio: float | None = None,
-    must: float | None = None,
-    ok: bool = True,
-) -> dict[str, Any]:
-    def short(value: float | None) -> float | None:
-        return None if value is None else round(value, 2 if value < 100 else 0)
-
-    return {
-        "bench": "worklist",
-        "case": case,
-        "ours": short(ours),
-        "unit": unit,
-        "peer": peer,
-        "theirs": short(theirs),
-        "ratio": short(ratio),
-        "floor": None,
-        "must": must,
-        "ok": ok,
-    }
