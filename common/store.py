@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from django.db import connection, models, transaction
+from django.db import DEFAULT_DB_ALIAS, connection, connections, models, transaction
 
 from common import events
 from common.cause import Cause
@@ -63,8 +63,9 @@ class Unit:
         The last act within `transaction.atomic()`, which then has only the doorbells left to ring. Where that
         block is not the outermost one, this is `flush`.
         """
-        outermost = connection.in_atomic_block and not connection.savepoint_ids and connection.commit_on_exit
-        if not outermost or connection.needs_rollback:
+        current = connections[DEFAULT_DB_ALIAS]
+        outermost = current.in_atomic_block and not current.savepoint_ids and current.commit_on_exit
+        if not outermost or current.needs_rollback:
             self.flush()
             return
         with together(commit=True):
@@ -85,8 +86,8 @@ class Unit:
         self._after = []
         rows, self._rows = self._rows, {}
         for model in sorted(rows, key=_table):  # many transactions at once touch the tables in one order
-            for how, group in _groups(rows[model].values()).items():
-                ask(_text(model, how), [orjson.dumps(group, default=_plain).decode()])
+            for how, group in _groups(model, rows[model].values()).items():
+                ask(_text(model, how), [orjson.dumps(group, default=_plain)])
 
 
 @contextmanager
@@ -139,19 +140,19 @@ class How(Enum):
     """Inserted, or put in the place of what is there."""
 
 
-def _how(row: models.Model) -> How:
-    if row.__dict__.get(_key(type(row))) is None:
-        return How.NUMBERED
-    return How.NEW if is_new(row) else How.REPLACED
-
-
-def _groups(rows: Iterable[models.Model]) -> dict[How, list[dict[str, Any]]]:
+def _groups(model: type[models.Model], rows: Iterable[models.Model]) -> dict[How, list[dict[str, Any]]]:
     """The rows of one model by how they are written, each as column → value; from now on they are stored."""
+    key = _key(model)
     groups: dict[How, list[dict[str, Any]]] = {}
     for row in rows:
-        how = _how(row)
-        groups.setdefault(how, []).append(_values(row, how is not How.NUMBERED))
-        mark_new(row, False)
+        if row.__dict__.get(key) is None:
+            how = How.NUMBERED
+        elif is_new(row):
+            how = How.NEW
+            mark_new(row, False)
+        else:
+            how = How.REPLACED
+        groups.setdefault(how, []).append(_values(row, *_columns(model, how is not How.NUMBERED)))
     return groups
 
 
@@ -183,9 +184,10 @@ def _key(model: type[models.Model]) -> str:
     return model._meta.pk.attname
 
 
-def _values(row: models.Model, with_key: bool) -> dict[str, Any]:
+def _values(
+    row: models.Model, plain: list[tuple[str, str]], others: list[tuple[str, models.DateField]]
+) -> dict[str, Any]:
     held = row.__dict__
-    plain, others = _columns(type(row), with_key)
     try:
         values = {column: held[attname] for column, attname in plain}
     except KeyError:  # a column that was not read

@@ -5,18 +5,18 @@ belong together travel together (libpq's pipeline mode), and values go and come 
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psycopg
-from django.db import DataError, connection
+from django.db import DEFAULT_DB_ALIAS, DataError, connections
 from psycopg import generators, pq
 from psycopg.errors import error_from_result
 
-Value = str | int | None | Sequence[str]
+Value = str | bytes | int | None | Sequence[str]
 Rows = list[tuple[bytes | None, ...]]
 
 _FAILED = pq.ExecStatus.FATAL_ERROR
@@ -59,7 +59,7 @@ _names: WeakKeyDictionary[psycopg.Connection[Any], dict[str, bytes]] = WeakKeyDi
 def ask(statement: str, values: Sequence[Value] = ()) -> Answer:
     """Run a statement with `$1`, `$2`, … on the default connection; within `together`, at the end of the block.
 
-    A list is sent as an array. Errors are Django's, as a cursor raises them.
+    A list is sent as an array, bytes as the text that they are. Errors are Django's, as a cursor raises them.
     """
     answer = Answer(statement, [_text(v) for v in values])
     if _waiting.answers is None:
@@ -95,21 +95,25 @@ def array(values: Sequence[str]) -> str:
 
 
 def _text(value: Value) -> bytes | None:
-    if value is None:
-        return None
+    if value is None or type(value) is bytes:
+        return value
     if not isinstance(value, str):
-        value = str(value) if isinstance(value, int) else array(value)
+        value = str(value) if isinstance(value, int) else array(value)  # type: ignore[arg-type]
     if "\x00" in value:  # libpq would take the text up to it
         raise DataError("PostgreSQL keeps no text with a NUL character.")
     return value.encode()
 
 
 def _send(answers: Sequence[Answer], commit: bool = False) -> None:
-    connection.ensure_connection()
-    raw = connection.connection
+    current = connections[DEFAULT_DB_ALIAS]
+    if current.connection is None:
+        current.ensure_connection()
+    raw = current.connection
     raw = getattr(raw, "_con", raw)  # from a pool, it is wrapped
-    with connection.wrap_database_errors, raw.lock:
-        names = _names.setdefault(raw, {})
+    with current.wrap_database_errors, raw.lock:
+        names = _names.get(raw)
+        if names is None:
+            names = _names[raw] = {}
         begin = not raw.autocommit and raw.pgconn.transaction_status == _IDLE
         raw.wait(_exchange(raw.pgconn, names, answers, begin, commit))
 
@@ -118,38 +122,44 @@ def _exchange(
     pgconn: Any, names: dict[str, bytes], answers: Sequence[Answer], begin: bool, commit: bool
 ) -> Generator[Any, Any, None]:
     """Send everything in one write and read all results, the libpq way."""
-    taken: list[Callable[[Any], None]] = []
+    taking: list[
+        Answer | _Prepared | None
+    ] = []  # who takes each result; nobody: all that counts is that it is none
     new: dict[str, bytes] = {}
     pgconn.enter_pipeline_mode()
     try:
         if begin:
             pgconn.send_query_params(b"BEGIN", None)
-            taken.append(_nothing)
+            taking.append(None)
         for answer in answers:
             name = names.get(answer.statement) or new.get(answer.statement)
             if name is None:
                 if names and len(names) + len(new) >= _MOST_PREPARED:
                     oldest = names.pop(next(iter(names)))
                     pgconn.send_query_params(b"DEALLOCATE " + oldest, None)
-                    taken.append(_nothing)
+                    taking.append(None)
                 name = new[answer.statement] = b"orderly_%d" % next(_numbers)
                 pgconn.send_prepare(name, answer.statement.encode())
-                taken.append(_remember(names, answer.statement, name))
+                taking.append(_Prepared(answer.statement, name))
             pgconn.send_query_prepared(name, answer.values)
-            taken.append(_keep(answer))
-        said: list[bytes | None] = []
+            taking.append(answer)
+        committed = Answer("COMMIT", [])
         if commit:
             pgconn.send_query_params(b"COMMIT", None)
-            taken.append(lambda result: said.append(result.command_status))
+            taking.append(committed)
         pgconn.pipeline_sync()
         yield from generators.send(pgconn)
         failed = None
-        for take in taken:
+        for taker in taking:
             (result,) = yield from generators.fetch_many(pgconn)
             if result.status == _FAILED:
                 failed = failed or result
-            elif result.status != _ABORTED:
-                take(result)
+            elif result.status == _ABORTED or taker is None:
+                continue
+            elif isinstance(taker, Answer):
+                taker._result = result
+            else:
+                names[taker.statement] = taker.name
         (sync,) = yield from generators.fetch_many(pgconn)
         assert sync.status == pq.ExecStatus.PIPELINE_SYNC
     finally:
@@ -157,23 +167,13 @@ def _exchange(
             pgconn.exit_pipeline_mode()
     if failed is not None:
         raise error_from_result(failed)
-    if commit and said != [b"COMMIT"]:  # to a transaction that failed before, the answer is ROLLBACK
+    # To a transaction that failed before, the answer is ROLLBACK.
+    if commit and committed._result.command_status != b"COMMIT":
         raise psycopg.OperationalError("The database rolled the transaction back.")
 
 
-def _nothing(result: Any) -> None:
-    pass
+class _Prepared(NamedTuple):
+    """A statement that this connection knows by a name from now on."""
 
-
-def _keep(answer: Answer) -> Callable[[Any], None]:
-    def take(result: Any) -> None:
-        answer._result = result
-
-    return take
-
-
-def _remember(names: dict[str, bytes], statement: str, name: bytes) -> Callable[[Any], None]:
-    def take(result: Any) -> None:
-        names[statement] = name
-
-    return take
+    statement: str
+    name: bytes

@@ -8,11 +8,13 @@ map local codes. docs/hl7.md is generated from these two tables.
 import ipaddress
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from django.utils.functional import cached_property
 
 from common.clock import site_zone
 from integration.hl7v2 import charsets, tables
@@ -171,6 +173,10 @@ POLICIES: dict[str, Policy] = {
 PROFILE_KEYS = frozenset(FIELDS) | frozenset(POLICIES)
 
 
+_MOST_KINDS = 256
+"""Sets of segments that a profile remembers its places for."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """A profile ready for use. `name` is the source's name; `fields` holds an expression for each of FIELDS."""
@@ -181,6 +187,29 @@ class Profile:
     zone: ZoneInfo | None
     source_id: int | None = None
     live: bool = False
+    _places: dict[frozenset[str], Mapping[str, tuple[Place, ...]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def places(self, present: Iterable[str]) -> Mapping[str, tuple[Place, ...]]:
+        """Attribute → the places worth looking at in a message with these segments, in their order.
+
+        Messages of one kind have the same segments, and half of the alternatives are for other kinds.
+        """
+        named = self._segments.intersection(present)
+        found = self._places.get(named)
+        if found is None:
+            if len(self._places) >= _MOST_KINDS:
+                self._places.clear()
+            found = self._places[named] = {
+                key: tuple(p for p in e.places if p.segment in named) for key, e in self.fields.items()
+            }
+        return found
+
+    @cached_property
+    def _segments(self) -> frozenset[str]:
+        """The names of the segments that any place is in."""
+        return frozenset(p.segment for e in self.fields.values() for p in e.places)
 
     def __getitem__(self, policy: str) -> Any:
         return self.policies[policy]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from functools import lru_cache
@@ -154,7 +154,7 @@ class Encoded:
     withheld: str
     values: dict[int, list[str]]
     """By tag, the values as they are answered: what match columns are made from."""
-    items: dict[int, list[dict[str, str]]]
+    items: dict[int, list[Mapping[str, str]]]
     """By tag of a sequence, its items: snake_case keyword -> value."""
 
 
@@ -162,35 +162,42 @@ def encode(facts: Facts) -> Encoded:
     """Everything a scanner may be told about a step, encoded; see the module's rule for what does not fit."""
     result = Encoded(b"", True, [], "", {}, {})
     elements = _encode_start(facts.step, result)
-    raws = [(entry, entry.source(facts)) for entry in IN_ROWS]
-    raws += [(IN_DETAILS[name], value) for name, value in facts.details().items() if name in IN_DETAILS]
-    for entry, raw in raws:
-        if raw is None or raw == "" or raw == []:
-            continue
-        try:
-            found = _encode_entry(entry, raw, result)
-        except Withheld as reason:
-            result.withheld = result.withheld or str(reason)
-            continue
-        if found:
-            elements.append(found)
+    for entry in IN_ROWS:
+        if raw := entry.source(facts):
+            _encode_entry(entry, raw, result, elements)
+    for name, raw in facts.details().items():
+        if name in IN_DETAILS:
+            _encode_entry(IN_DETAILS[name], raw, result, elements)
     result.answer = SEPARATOR.join(elements)
     return result
 
 
-def _encode_entry(entry: Entry, raw: Any, result: Encoded) -> bytes:
-    if entry.vr == "SQ":
-        return _encode_sequence(entry, raw or [], result)
-    if entry.vr == "US":
-        return _encode_number(entry, raw, result)
-    if isinstance(raw, str):
-        value, changed, encoded = _encode_text(entry, raw)
-        if changed and entry.keyword not in result.adapted:
-            result.adapted.append(entry.keyword)
-        if value:
-            result.values[entry.tag] = [value]
-            result.ascii = result.ascii and value.isascii()
-        return encoded
+def _encode_entry(entry: Entry, raw: Any, result: Encoded, elements: list[bytes]) -> None:
+    """Add the element of an attribute, if its value can be told."""
+    try:
+        if type(raw) is str and entry.vr != "US":
+            value, changed, encoded = _encode_text(entry, raw)
+            if changed and entry.keyword not in result.adapted:
+                result.adapted.append(entry.keyword)
+            if value:
+                result.values[entry.tag] = [value]
+                if not value.isascii():
+                    result.ascii = False
+        elif entry.vr == "SQ":
+            encoded = _encode_sequence(entry, raw, result)
+        elif entry.vr == "US":
+            encoded = _encode_number(entry, raw, result)
+        else:
+            encoded = _encode_texts(entry, raw, result)
+    except Withheld as reason:
+        result.withheld = result.withheld or str(reason)
+        return
+    if encoded:
+        elements.append(encoded)
+
+
+def _encode_texts(entry: Entry, raw: Any, result: Encoded) -> bytes:
+    """Several values of an attribute, or one that is no text."""
     texts = [str(v) for v in raw] if isinstance(raw, (list, tuple)) else [str(raw)]
     values = []
     for text in texts:
@@ -204,7 +211,9 @@ def _encode_entry(entry: Entry, raw: Any, result: Encoded) -> bytes:
     if entry.vr in _ONE_VALUE:
         values = ["\r\n".join(values)]
     result.values[entry.tag] = values
-    return _text_element(entry.tag, entry.vr, "\\".join(values), result)
+    text = "\\".join(values)
+    result.ascii = result.ascii and text.isascii()
+    return element(entry.tag, entry.vr, text.encode("utf-8"))
 
 
 @lru_cache(
@@ -214,12 +223,6 @@ def _encode_text(entry: Entry, text: str) -> tuple[str, bool, bytes]:
     """One text of an attribute: as DICOM can carry it, whether that changed it, its element. Raises Withheld."""
     value, changed = fit(entry, text)
     return value, changed, element(entry.tag, entry.vr, value.encode("utf-8")) if value else b""
-
-
-def _text_element(tag: int, vr: str, text: str, result: Encoded) -> bytes:
-    if not text.isascii():
-        result.ascii = False
-    return element(tag, vr, text.encode("utf-8"))
 
 
 def _encode_start(step: ScheduledProcedureStep, result: Encoded) -> list[bytes]:
@@ -253,10 +256,12 @@ def _encode_number(entry: Entry, raw: Any, result: Encoded) -> bytes:
 def _encode_sequence(entry: Entry, raw: Iterable[dict[str, str]], result: Encoded) -> bytes:
     items, encoded = [], b""
     for given in raw:
-        kept, content = _encode_item(entry, given, result)
+        texts = tuple(str(given.get(inner.name) or "").strip() for inner in entry.items)
+        kept, content = _encode_item(entry, texts)
         if content:
             items.append(kept)
-            encoded += _item(content)
+            encoded += content
+            result.ascii = result.ascii and all(v.isascii() for v in kept.values())
         elif entry.keyword not in result.adapted:
             result.adapted.append(entry.keyword)
     if not items:
@@ -265,19 +270,19 @@ def _encode_sequence(entry: Entry, raw: Iterable[dict[str, str]], result: Encode
     return element(entry.tag, "SQ", encoded)
 
 
-def _encode_item(entry: Entry, given: dict[str, str], result: Encoded) -> tuple[dict[str, str], bytes]:
+@lru_cache(maxsize=16384)  # the same codes are ordered again and again
+def _encode_item(entry: Entry, texts: tuple[str, ...]) -> tuple[Mapping[str, str], bytes]:
     """An item's values and bytes; nothing when its code or identifier, which is never cut, does not fit."""
     kept: dict[str, str] = {}
     content = b""
-    for inner in sorted(entry.items, key=lambda e: e.tag):
-        text = str(given.get(inner.name) or "").strip()
+    for inner, text in sorted(zip(entry.items, texts, strict=True), key=lambda pair: pair[0].tag):
         value, _ = fit(inner, text)
         if inner.keyword in ("CodeValue", "PatientID") and len(value) < len(text):
             return {}, b""
         if value:
             kept[inner.name] = value
-            content += _text_element(inner.tag, inner.vr, value, result)
-    return kept, content
+            content += element(inner.tag, inner.vr, value.encode("utf-8"))
+    return kept, _item(content) if content else b""
 
 
 # -- rewriting single elements for one scanner

@@ -42,14 +42,13 @@ def item_of(facts: Facts) -> WorklistItem:
     if not withheld and not facts.identifiers:
         withheld = "The patient has no identifier, and a scanner cannot work without a Patient ID."
     columns: dict[str, Any] = {}
-    for tag, values in encoded.values.items():
-        if _BY_TAG[tag].columns:
-            _fill_keys(_BY_TAG[tag], values, columns)
-    for tag, items in encoded.items.items():
-        for inner in _BY_TAG[tag].items:
-            if inner.columns:
-                found = [text_key(i[inner.name]) for i in items if inner.name in i]
-                columns[inner.columns[0]] = found if inner.array else found[0] if found else ""
+    for entry in _KEYS:
+        if values := encoded.values.get(entry.tag):
+            _fill_keys(entry, values, columns)
+    for entry, inner in _ITEM_KEYS:
+        if items := encoded.items.get(entry.tag):
+            found = [text_key(i[inner.name]) for i in items if inner.name in i]
+            columns[inner.columns[0]] = found if inner.array else found[0] if found else ""
     columns |= {
         "step_id": step.id,
         "patient_row": facts.patient.id,
@@ -69,7 +68,8 @@ def item_of(facts: Facts) -> WorklistItem:
     return item
 
 
-_BY_TAG = {entry.tag: entry for entry in ALL}
+_KEYS = tuple(entry for entry in ALL if entry.columns)
+_ITEM_KEYS = tuple((entry, inner) for entry in ALL for inner in entry.items if inner.columns)
 
 
 _keys_of_name = lru_cache(maxsize=8192)(name_keys)  # the same physicians order again and again

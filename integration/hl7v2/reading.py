@@ -12,6 +12,7 @@ from integration.hl7v2.separators import STANDARD, Separators, read_separators
 
 BOM = b"\xef\xbb\xbf"
 _HEADS = (b"MSH", b"FHS", b"BHS")
+_HEADERS = ("MSH", "FHS", "BHS")
 _NAME = re.compile(r"[A-Z][A-Z0-9]{2}\Z")
 # A line that opens a segment, as opposed to text that goes on after a lone LF.
 _LF_BEFORE_SEGMENT = r"\n(?=[A-Z][A-Z0-9]{2}(?:%s|\n|\Z)|\s*\Z)"
@@ -33,7 +34,7 @@ _QUOTES = '""'
 class Segment:
     """One segment. Fields, repetitions, components and subcomponents count from 1, as in the standard."""
 
-    __slots__ = ("_decode", "_fields", "name", "position", "raw", "separators", "sequence")
+    __slots__ = ("_decode", "fields", "name", "position", "raw", "separators", "sequence")
 
     def __init__(
         self,
@@ -49,7 +50,10 @@ class Segment:
         self.position = position  # of the segment in its message, from 1
         self.sequence = sequence  # among the segments of its name, from 1
         self._decode = decode
-        self._fields: list[str] | None = None
+        self.fields = raw.split(separators.field)
+        """The encoded fields; index 0 is the segment's name, and in headers 1 is the field separator."""
+        if self.name in _HEADERS:
+            self.fields.insert(1, separators.field)
 
     def __repr__(self) -> str:
         return f"<Segment {self.name} {self.sequence}>"  # no content: it may be health data
@@ -57,16 +61,6 @@ class Segment:
     def __bool__(self) -> bool:
         """Whether the message holds this segment at all."""
         return len(self.raw) > 0
-
-    @property
-    def fields(self) -> list[str]:
-        """The encoded fields; index 0 is the segment's name, and in headers 1 is the field separator."""
-        if self._fields is None:
-            parts = self.raw.split(self.separators.field)
-            if self.name in ("MSH", "FHS", "BHS"):
-                parts.insert(1, self.separators.field)
-            self._fields = parts
-        return self._fields
 
     def field(self, number: int) -> str:
         """A whole field, encoded; empty beyond the last."""
@@ -95,7 +89,7 @@ class Segment:
 
         A value of a deeper level than the sender used is its first part, and `""` at any level is NULL below.
         """
-        fields = self._fields or self.fields
+        fields = self.fields
         text = fields[number] if number < len(fields) else ""
         if not text:
             return ""
@@ -165,7 +159,7 @@ class Segment:
         return NULL if text == _QUOTES else self.decoded(text)
 
     def _is_delimiters(self, number: int) -> bool:
-        return number <= 2 and self.name in ("MSH", "FHS", "BHS")
+        return number <= 2 and self.name in _HEADERS
 
 
 class Message:

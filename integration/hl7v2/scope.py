@@ -26,6 +26,7 @@ class Head:
         self.profile = profile
         self.received_at = received_at
         self.warnings: list[str] = []
+        self.places = profile.places({s.name for s in message.segments})
 
     @cached_property
     def sent_at(self) -> Timestamp | None:
@@ -75,7 +76,7 @@ class Scope:
 
     def filled(self, attribute: str) -> tuple[Segment, Place] | None:
         """The first alternative of an attribute's expression that holds anything, and where."""
-        for place in self.profile.fields[attribute].places:
+        for place in self.head.places[attribute]:
             segment = self._selected(place) if place.selector else self.segment(place.segment)
             if segment.raw and (
                 segment.field(place.field) if place.component is None else _raw(segment, place)
@@ -85,8 +86,7 @@ class Scope:
 
     def value(self, attribute: str) -> str:
         """The attribute's value: a clean text, NULL for `""` (or empty, when the source's `""` means nothing)."""
-        expression = self.profile.fields[attribute]
-        for place in expression.places:
+        for place in self.head.places[attribute]:
             segment = self._selected(place) if place.selector else self.segment(place.segment)
             fields = segment.fields
             text = fields[place.field] if place.field < len(fields) else ""
@@ -97,7 +97,7 @@ class Scope:
             if text == _QUOTES and self.profile["null"] == "ignore":
                 return ""
             return clean(segment.value(place.field, place.component or 1, 1, place.subcomponent or 1))
-        return expression.constant
+        return self.profile.fields[attribute].constant
 
     def text(self, attribute: str) -> str:
         """As `value`, but stray separators are part of the text."""
@@ -122,7 +122,7 @@ class Scope:
 
     def code(self, attribute: str) -> dict[str, str] | None:
         """A coded value (CE, CWE): the three components from the place's on; None when there is none."""
-        for place in self.profile.fields[attribute].places:
+        for place in self.head.places[attribute]:
             segment = self._selected(place) if place.selector else self.segment(place.segment)
             if not segment.field(place.field):
                 continue
