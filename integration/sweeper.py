@@ -8,6 +8,7 @@ import logging
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from threading import Thread
 from typing import Any
 
@@ -16,12 +17,14 @@ from django.core.mail import EmailMessage
 from django.db import connections, transaction
 from django.db.models import Q
 
-from common import alerts, metrics
+from common import alerts, cause, metrics
 from common.clock import now, to_site
 from common.models import Alert, Site
 from common.process import Context
+from common.store import unit_of_work
 from integration import delivery, inbox, retention, search, tasks
 from integration.models import Destination, OutboxItem
+from ris.reconciliation import cases
 from ris.services import images
 from worklist import projection, querylog
 
@@ -34,6 +37,8 @@ _AGES_SECONDS = 10.0
 _TELL_SECONDS = 5.0
 _HTTP_SECONDS = 10.0
 _HOUSE_SECONDS = 600.0
+_COMPARED_AT_ONCE = 100
+_COMMITTED_WITHIN = timedelta(minutes=5)  # an order's time is its transaction's, which may end later
 
 
 def main(ctx: Context) -> None:
@@ -59,6 +64,7 @@ class Sweeper:
         self._pruning = True
         self._own_workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweeper-drain")
         self._draining: set[int] = set()
+        self._compared: datetime | None = None
 
     def sweep(self) -> None:
         """Ring for what is due; every ten seconds look at the ages. Never raises."""
@@ -71,6 +77,7 @@ class Sweeper:
             if time.monotonic() - self._aged >= _AGES_SECONDS:
                 self._aged = time.monotonic()
                 check_ages()
+                self.compare_again()
             if time.monotonic() - self._kept_house >= _HOUSE_SECONDS:
                 self._kept_house = time.monotonic()
                 keep_house()
@@ -81,6 +88,19 @@ class Sweeper:
             logger.exception("a sweep failed; the next one is in %s s", TICK_SECONDS)
         finally:
             connections.close_all()
+
+    def compare_again(self) -> None:
+        """Studies that wait for a clerk are compared with the orders that came or changed since."""
+        started = now()
+        due = cases.due_again(_COMPARED_AT_ONCE, self._compared)
+        for study in due:
+            try:
+                with unit_of_work(cause.system("sweeper")) as unit:
+                    cases.recheck(study, unit)
+            except Exception:  # the others are compared all the same
+                logger.exception("study %s could not be compared again", study)
+        if len(due) < _COMPARED_AT_ONCE:
+            self._compared = started - _COMMITTED_WITHIN
 
     def ring_due(self) -> list[int]:
         """Ring for every destination that has something due and is not being served; returns their ids."""

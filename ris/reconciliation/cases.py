@@ -270,23 +270,35 @@ def reopen(study_id: UUID, unit: Unit) -> None:
     reconcile(study, unit)
 
 
+# From the orders that changed, which are few, to the cases that they may concern.
 _DUE_AGAIN = """
-SELECT c.study_id FROM ris_reconciliationcase c JOIN pacs_study s ON s.id = c.study_id
-WHERE c.state = 'OPEN' AND EXISTS (
-    SELECT 1 FROM ris_imagingservicerequest r WHERE r.updated_at > c.checked_at AND (
-        (s.accession_number <> '' AND r.accession_number = s.accession_number)
-        OR EXISTS (SELECT 1 FROM ris_requestedprocedure p
-                   WHERE p.request_id = r.id AND p.study_instance_uid = s.study_instance_uid)
-        OR EXISTS (SELECT 1 FROM ris_patientidentifier i WHERE i.patient_id = r.patient_id AND i.value = s.patient_id)
-    ))
-ORDER BY c.opened_at LIMIT %s
+WITH changed AS MATERIALIZED (
+    SELECT id, patient_id, accession_number, updated_at FROM ris_imagingservicerequest
+    WHERE updated_at > coalesce(
+        %(since)s, (SELECT min(checked_at) FROM ris_reconciliationcase WHERE state = 'OPEN'))
+), concerned AS (
+    SELECT s.id, r.updated_at FROM changed r JOIN pacs_study s ON s.accession_number = r.accession_number
+    WHERE r.accession_number <> ''
+    UNION ALL
+    SELECT s.id, r.updated_at FROM changed r JOIN ris_requestedprocedure p ON p.request_id = r.id
+    JOIN pacs_study s ON s.study_instance_uid = p.study_instance_uid
+    UNION ALL
+    SELECT s.id, r.updated_at FROM changed r JOIN ris_patientidentifier i ON i.patient_id = r.patient_id
+    JOIN pacs_study s ON s.patient_id = i.value
+)
+SELECT c.study_id FROM ris_reconciliationcase c JOIN concerned ON concerned.id = c.study_id
+WHERE c.state = 'OPEN' AND concerned.updated_at > c.checked_at
+GROUP BY c.study_id, c.opened_at ORDER BY c.opened_at LIMIT %(limit)s
 """
 
 
-def due_again(limit: int = 100) -> list[UUID]:
-    """Studies that wait for a clerk although an order that concerns them came or changed since."""
+def due_again(limit: int = 100, since: datetime | None = None) -> list[UUID]:
+    """Studies that wait for a clerk although an order that concerns them came or changed since.
+
+    `since` leaves out orders that changed before; None looks at as many as the oldest waiting study asks for.
+    """
     with connection.cursor() as cursor:
-        cursor.execute(_DUE_AGAIN, [limit])
+        cursor.execute(_DUE_AGAIN, {"limit": limit, "since": since})
         return [row[0] for row in cursor.fetchall()]
 
 
