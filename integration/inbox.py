@@ -333,12 +333,7 @@ def decide(
     else:
         _apply_now(incoming, incoming.head, unit, row, known() if known else None)
         _assign_numbers(incoming, unit)
-        if answers.asks_state(incoming.parsed):
-            unit.flush()
-            incoming.states = states_of(row.request_ids)
-        if incoming.profile["order_answers"] == "full" and answers.wants_imaging(incoming.parsed):
-            unit.flush()
-            incoming.imaging = imaging_of(row.request_ids)
+        _know_answer(incoming, row, unit)
     row.warnings = [*incoming.warnings, *incoming.head.warnings, *row.warnings]
     reply = _reply(incoming, AckCode.AA, (), row.pk)
     row.ack_code, row.ack = reply.code, reply.ack
@@ -386,8 +381,31 @@ def _again(incoming: Incoming, identity: MessageIdentity) -> Reply:
     In enhanced mode the application's acknowledgement follows again: the first one may have been lost on its way.
     """
     _, later = acks.replies(incoming.asked, AckCode.AA)
+    if (
+        later
+        and incoming.parsed is not None
+        and (kept := Message.objects.filter(pk=identity.message_id).first())
+    ):
+        _know_answer(incoming, kept)
+        incoming.numbers = {
+            made.filler_order_number: made.placer_order_number
+            for made in ImagingServiceRequest.objects.filter(pk__in=kept.request_ids)
+        }
     again = _answer(incoming, later, ()) if later else b""
     return Reply(bytes(identity.ack), again, "", identity.message_id, duplicate=True)
+
+
+def _know_answer(incoming: Incoming, row: Message, unit: Unit | None = None) -> None:
+    """Read what the fuller answer to an order tells: states that it asks for, and what its IPCs leave to us."""
+    assert incoming.parsed is not None and incoming.profile is not None
+    states = answers.asks_state(incoming.parsed)
+    imaging = incoming.profile["order_answers"] == "full" and answers.wants_imaging(incoming.parsed)
+    if unit is not None and (states or imaging):
+        unit.flush()
+    if states:
+        incoming.states = states_of(row.request_ids)
+    if imaging:
+        incoming.imaging = imaging_of(row.request_ids)
 
 
 def new_row(incoming: Incoming, identity: MessageIdentity, new: bool) -> Message:

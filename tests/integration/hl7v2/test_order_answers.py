@@ -164,6 +164,31 @@ def test_in_enhanced_mode_the_org_follows_the_commit(asking_door, connect):
     assert answer.first("ORC").value(1) == "OK"
 
 
+@pytest.mark.parametrize(
+    ("segments", "told"),
+    [
+        (("ORC|SN||F7^RIS2", "OBR|1||F7^RIS2|CT^CT^L", "IPC|||||CT"), ("ORC", 2)),
+        (("ORC|NW|PL7", "OBR|1|PL7||CT^CT Head^L", "IPC|||||CT"), ("IPC", 1)),
+        (("ORC|SS|PL0", "OBR|1|PL0||CT^CT Head^L", "IPC"), ("ORC", 5)),
+    ],
+)
+def test_in_enhanced_mode_a_repeated_question_gets_its_whole_answer_again(
+    asking_door, connect, segments, told
+):
+    client = connect(asking_door)
+    ask(client, omi("ORC|NW|PL0", "OBR|1|PL0||CT^CT Head^L", "IPC|||||CT"))
+    head = msh("OMI^O23^OMI_O23").split("|")
+    head[14:16] = ["AL", "AL"]
+    raw = message("|".join(head), pid(), *segments)
+    said = []
+    for _ in range(2):
+        assert ask(client, raw)[1].first("MSA").value(1) == "CA"
+        answer = client.read()
+        said.append([s.raw for s in answer.segments if s.name != "MSH"])
+    assert said[0] == said[1]
+    assert answer.first(told[0]).value(told[1])
+
+
 def test_a_source_that_wants_acks_gets_acks(door, connect):
     client = connect(door)
     for raw in (omg(*group("PL1", accession="A1")), omi("ORC|NW|PL7", "OBR|1|PL7||CT^CT^L", IPC)):
