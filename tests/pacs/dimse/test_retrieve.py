@@ -28,7 +28,7 @@ from pacs.dimse.command import Command
 from pacs.dimse.registry import Registry
 from pacs.models import ApplicationEntity, Instance, Overlay, Study
 from pacs.services import get, move
-from pacs.services.retrieve import STUDY_ROOT_GET, STUDY_ROOT_MOVE
+from pacs.services.retrieve import PATIENT_ROOT_GET, PATIENT_ROOT_MOVE, STUDY_ROOT_GET, STUDY_ROOT_MOVE
 from pacs.storage.part10 import Origin, prefix, read_prefix
 from tests.conftest import require_peer, sample
 from tests.pacs.dimse.conftest import ALL, Served
@@ -118,13 +118,15 @@ def receiving(*syntaxes: str, classes: list[str] | None = None) -> Iterator[Rece
         receiver.stop()
 
 
-def moved(served: Served, ds: Dataset, to: str = "RECEIVER") -> list[tuple[int, Any, Dataset | None]]:
+def moved(
+    served: Served, ds: Dataset, to: str = "RECEIVER", root: str = STUDY_ROOT_MOVE
+) -> list[tuple[int, Any, Dataset | None]]:
     """Responses of a C-MOVE: (status, its elements, identifier)."""
     ae = AE(ae_title="ASKER")
-    ae.add_requested_context(STUDY_ROOT_MOVE, IMPLICIT)
+    ae.add_requested_context(root, IMPLICIT)
     assoc = ae.associate("127.0.0.1", served.port, ae_title="ORDERLY")
     assert assoc.is_established
-    answers = [(status.Status, status, found) for status, found in assoc.send_c_move(ds, to, STUDY_ROOT_MOVE)]
+    answers = [(status.Status, status, found) for status, found in assoc.send_c_move(ds, to, root)]
     assoc.release()
     return answers
 
@@ -166,6 +168,24 @@ def test_series_and_instances_are_retrieved_by_their_keys(served: Served) -> Non
         receiver.got.clear()
         moved(served, identifier("IMAGE", StudyInstanceUID="1.2.3", SOPInstanceUID=["1.2.3.2", "1.2.3.4"]))
         assert set(receiver.got) == {"1.2.3.2", "1.2.3.4"}
+
+
+def test_all_of_a_patient_is_retrieved_in_the_patient_root(served: Served) -> None:
+    for number, patient in enumerate(("P1", "P1", "P2"), 1):
+        study = f"1.2.{number}"
+        origin, data = made(10, f"{study}.1.1", StudyInstanceUID=study, PatientID=patient)
+        assert send(served, origin, data) == 0
+    index()
+    ds = identifier("PATIENT", PatientID="P1")
+    with receiving() as receiver:
+        assert moved(served, ds, root=PATIENT_ROOT_MOVE)[-1][0] == 0
+        assert set(receiver.got) == {"1.2.1.1.1", "1.2.2.1.1"}
+        receiver.got.clear()
+        ds = identifier("STUDY", PatientID="P2", StudyInstanceUID="1.2.1")  # that is another patient's
+        assert moved(served, ds, root=PATIENT_ROOT_MOVE)[-1][0] == 0
+        assert not receiver.got
+    _, got = fetched_by_get(served, [EXPLICIT], identifier("PATIENT", PatientID="P1"), PATIENT_ROOT_GET)
+    assert got == {"1.2.1.1.1", "1.2.2.1.1"}
 
 
 @pytest.mark.parametrize(
@@ -426,7 +446,9 @@ def fetched_by_move(served: Served, syntaxes: list[str]) -> tuple[Any, set[str]]
     return answers[-1][1], set(receiver.got)
 
 
-def fetched_by_get(served: Served, syntaxes: list[str]) -> tuple[Any, set[str]]:
+def fetched_by_get(
+    served: Served, syntaxes: list[str], ds: Dataset | None = None, root: str = STUDY_ROOT_GET
+) -> tuple[Any, set[str]]:
     got = set()
 
     def keep(event: Any) -> int:
@@ -434,14 +456,14 @@ def fetched_by_get(served: Served, syntaxes: list[str]) -> tuple[Any, set[str]]:
         return 0
 
     ae = AE(ae_title="ASKER")
-    ae.add_requested_context(STUDY_ROOT_GET)
+    ae.add_requested_context(root)
     for syntax in syntaxes:
         ae.add_requested_context(CT, syntax)
     assoc = ae.associate(
         "127.0.0.1", served.port, ae_title="ORDERLY", ext_neg=[build_role(CT, scp_role=True)],
         evt_handlers=[(evt.EVT_C_STORE, keep)],
     )  # fmt: skip
-    ds = identifier(StudyInstanceUID="1.2.3")
-    final = [status for status, _ in assoc.send_c_get(ds, STUDY_ROOT_GET)][-1]
+    ds = ds or identifier(StudyInstanceUID="1.2.3")
+    final = [status for status, _ in assoc.send_c_get(ds, root)][-1]
     assoc.release()
     return final, got

@@ -12,6 +12,7 @@ file that takes another's name is not written out by itself (`noauto_da_alloc`).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -80,6 +81,25 @@ class LoopDisk:
         """The power is back: the journal recovers, and the disk is mounted again. Nobody may have a file open."""
         self._unmount()
         self._mount()
+
+    def remount(self, option: str) -> None:
+        """Change it while it is mounted: `ro`, `rw`, or `abort`, as when its journal finds that it cannot go on."""
+        done = self._inside("mount", "-o", f"remount,{option}", str(self._point))
+        assert done.returncode == 0, done.stderr.decode()
+
+    def fill(self, but: int) -> Path:
+        """Take all room but so many bytes; gives the file to be removed for it to be there again."""
+        ballast = self.root / "ballast"
+        size = 0
+        with ballast.open("wb") as file:
+            for piece in (64 << 20, 1 << 20, 1 << 12):  # what the file system keeps back is not told
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), size, piece)
+                        size += piece
+            file.truncate(size - but)
+            os.fsync(file.fileno())
+        return ballast
 
     def close(self) -> None:
         """Let go of everything."""

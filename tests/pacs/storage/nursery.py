@@ -1,9 +1,10 @@
 """Processes to be killed: `python -m tests.pacs.storage.nursery DATABASE DATA_DIR`.
 
 For each line of standard input, `receiver`, `indexer` or `router` and perhaps a crash point, it forks one that works
-until it is killed, and prints its process id and port (0: none). `receiver~no_file_sync` is one of a mutated build (see
-MUTATIONS); `indexer~eager` waits for no company. Forking a process that has everything imported makes
-hundreds of deaths affordable; it has no database connection and no thread of its own to share.
+until it is killed, and prints its process id and port (0: none). Some have habits: `receiver~no_file_sync` is one of a
+mutated build (MUTATIONS), `indexer~eager` waits for no company, `receiver~no_reserve` takes objects until the disk is
+full. Forking a process that has everything imported makes hundreds of deaths affordable; it has no database connection
+and no thread of its own to share.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def main(database: str, data_dir: str) -> None:
     from pacs import indexing
     from pacs.dimse import server  # noqa: F401
     from pacs.services import echo, store  # noqa: F401
+    from pacs.storage import spool
 
     settings.DATABASES["default"]["NAME"] = database
     settings.DATA_DIR = Path(data_dir)
@@ -97,6 +99,8 @@ def main(database: str, data_dir: str) -> None:
             crashpoints._passes_left = int(passes or 1)
             if habit in MUTATIONS:
                 mutate(MUTATIONS[habit])
+            if habit == "no_reserve":
+                spool.RESERVE_BYTES = 0
             if what == "indexer" and habit:
                 indexing.PATIENCE_SECONDS = 0.0
             if listener:

@@ -1,4 +1,4 @@
-"""The power of a real ext4 goes while receivers and indexers are at work on it; what came back is looked at.
+"""The power of a real ext4 goes while receivers and indexers are at work on it, or it is full, or takes nothing.
 
 What may be lost beyond that (a disk that keeps nothing it was not told to flush, a file system that keeps no order of
 names) is the model's part: test_power_cut.py. The database lies elsewhere: its own durability is not asked about.
@@ -65,8 +65,9 @@ class Ward:
             # happened since a file was first looked at along with its first sync.
             file.stat()
 
-    def send(self, port: int, *sizes: int) -> None:
-        """One object of each size, one after the other, until the receiver dies; notes what was answered."""
+    def send(self, port: int, *sizes: int) -> list[int]:
+        """One object of each size, one after the other, until the receiver dies; notes and gives what was answered."""
+        answers: list[int] = []
         self.studies += 1
         study = f"1.2.{self.studies}"
         try:
@@ -79,10 +80,12 @@ class Ward:
                     ds.SOPInstanceUID = uid
                     data = encoded(ds)
                     self.sent[uid] = sha256(data).hexdigest()
-                    if assoc.store(Origin(CT, uid, EXPLICIT), data) == 0:
+                    answers.append(assoc.store(Origin(CT, uid, EXPLICIT), data))
+                    if answers[-1] == 0:
                         self.kept[uid] = self.sent[uid]
         except (Ended, AssociationRefused):
-            return
+            pass
+        return answers
 
     def cut(self) -> None:
         """The power goes, everybody dies, the power comes back.
@@ -210,6 +213,50 @@ def test_a_power_cut_at_any_moment_under_load_loses_nothing_that_was_answered_fo
         ward.sent |= senders.sent
         ward.check()
     assert answered + len(ward.kept) > cuts
+
+
+# -- a disk that takes nothing
+
+
+@pytest.mark.parametrize("size", [100, 300_000, 1_200_000])
+def test_a_full_disk_refuses_keeps_nothing_half_and_goes_on_when_there_is_room(ward: Ward, size: int) -> None:
+    ward.begin()
+    pid, port = ward.nursery.start("receiver~no_reserve")
+    assert ward.send(port, size) == [0]
+    ballast = ward.disk.fill(but=10 * size if size > 4096 else 0)
+    answers = ward.send(port, *[size] * 20)
+    assert len(answers) == 20 and set(answers[-5:]) == {0xA700} and set(answers) <= {0, 0xA700}
+    ballast.unlink()
+    assert ward.send(port, size, size) == [0, 0]
+    ward.check()
+    assert Instance.objects.count() == len(ward.kept)
+    assert Path(f"/proc/{pid}").exists()
+
+
+def test_a_read_only_disk_refuses_and_goes_on_when_it_is_not(ward: Ward) -> None:
+    ward.begin()
+    ward.disk.remount("ro")
+    pid, port = ward.nursery.start("receiver")
+    assert ward.send(port, *SIZES) == [0xA700] * len(SIZES)
+    ward.disk.remount("rw")
+    assert ward.send(port, *SIZES) == [0] * len(SIZES)
+    ward.check()
+    assert Path(f"/proc/{pid}").exists()
+
+
+def test_on_a_disk_that_gives_up_nothing_is_answered_with_success_until_it_is_back(
+    ward: Ward,
+) -> None:
+    ward.begin()
+    pid, port = ward.nursery.start("receiver")
+    assert ward.send(port, *SIZES) == [0] * len(SIZES)
+    ward.disk.remount("abort")
+    assert set(ward.send(port, *SIZES)) <= {0xA700}
+    ward.nursery.kill(pid)
+    ward.disk.restart()
+    _, port = ward.nursery.start("receiver")
+    assert ward.send(port, *SIZES) == [0] * len(SIZES)
+    ward.check()
 
 
 # -- builds that leave something out must fail the check above
