@@ -65,10 +65,11 @@ def _vector(pk: int, raw: bytes) -> str:
 
 
 # Ids are taken before COMMIT, so the newest message with words is no border: some before it may have come since.
-_WITHOUT = """
+_BORDER = "(SELECT coalesce(max(message_id), 0) - 20000 FROM integration_messagetext)"
+_WITHOUT = f"""
 FROM integration_message m
-WHERE m.id > coalesce((SELECT max(message_id) FROM integration_messagetext), 0) - 20000
-AND NOT EXISTS (SELECT 1 FROM integration_messagetext t WHERE t.message_id = m.id)
+WHERE m.id > {_BORDER}
+AND NOT EXISTS (SELECT 1 FROM integration_messagetext t WHERE t.message_id = m.id AND t.message_id > {_BORDER})
 """
 
 
