@@ -1,19 +1,22 @@
 """Kill -9 of the MLLP process at each point of a message's way: nothing acknowledged is lost, nothing applied twice."""
 
 import os
+import random
 import signal
-import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from django.db import connection
 
+from common.servers import free_port
 from integration.models import Message, MessageIdentity
-from ris.models import ImagingServiceRequest, ScheduledProcedureStep
+from ris.models import Change, ImagingServiceRequest, ScheduledProcedureStep
 from tests.conftest import REPOSITORY
 from tests.integration.hl7v2.conftest import Client
-from tests.integration.hl7v2.making import orm
+from tests.integration.hl7v2.making import orm, pid
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,10 +47,16 @@ class Process:
         return self.popen.wait(30)
 
 
+def wait_until(true, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    return free_port()
 
 
 def send(port: int, raw: bytes) -> str:
@@ -105,8 +114,6 @@ def test_random_kills_lose_nothing_that_was_acknowledged(any_source, port):
 @pytest.mark.parametrize("seed", range(7, 11))
 def test_two_hundred_kills_at_random_points(any_source, port, seed):
     """Fifty of them each time."""
-    import random
-
     chance = random.Random(seed)
     points = ["inbox.after_identity", "inbox.before_commit", "inbox.after_commit"]
     accepted = 0
@@ -124,3 +131,75 @@ def test_two_hundred_kills_at_random_points(any_source, port, seed):
         process.kill()
     assert ImagingServiceRequest.objects.count() == accepted
     assert Message.objects.filter(state="applied").count() == accepted
+
+
+def send_until_accepted(
+    port: int, lane: int, stop: threading.Event, sent: list[str], wrong: list[str]
+) -> None:
+    """Orders of one patient on one connection; what was not answered is sent again, as a sender does."""
+    number, client, deadline = 0, None, time.monotonic() + 900
+    while not stop.is_set() and time.monotonic() < deadline:
+        name = f"L{lane}N{number}"
+        raw = orm(
+            accession=name, placer=f"PL{name}", procedure_id=f"R{name}", step_id=f"S{name}",
+            control_id=f"C{name}", patient=pid(f"Q{lane}^^^HOSP^MR"),
+        )  # fmt: skip
+        try:
+            client = client or Client(port)
+            code = client.send(raw).first("MSA").value(1)
+        except (OSError, AssertionError):  # the listener died: nobody knows whether it was applied
+            client = client and client.close()
+            time.sleep(0.02)
+            continue
+        if code != "AA":
+            wrong.append(code)
+        sent.append(name)
+        number += 1
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_kills_while_messages_share_transactions_lose_none_and_apply_none_twice(any_source, port, kills):
+    chance = random.Random(kills)
+    stop, wrong = threading.Event(), []
+    sent: list[list[str]] = [[] for _ in range(8)]
+    process = Process(port)
+    assert send(port, orm(accession="FIRST")) == "AA"  # its authority is known from now on
+    senders = [
+        threading.Thread(target=send_until_accepted, args=(port, lane, stop, names, wrong))
+        for lane, names in enumerate(sent)
+    ]
+    for sender in senders:
+        sender.start()
+    try:
+        for kill in range(kills):
+            before = sum(map(len, sent))
+            wait_until(lambda before=before: sum(map(len, sent)) >= before + 16, 120)
+            time.sleep(chance.random() / 10)
+            process.kill()
+            points = ("inbox.after_identity", "inbox.before_commit", "inbox.after_commit")
+            point = f"{chance.choice(points)}:{chance.randint(20, 60)}" if kill % 2 else ""
+            process = Process(port, crashpoint=point)
+            if point:
+                process.popen.wait(120)
+                process = Process(port)
+        last = sum(map(len, sent))
+        wait_until(lambda: sum(map(len, sent)) >= last + 16, 120)
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join(150)
+    assert process.stop() == 0
+    assert not wrong
+    accepted = {name for names in sent for name in names} | {"FIRST"}
+    applied = list(ImagingServiceRequest.objects.values_list("accession_number", flat=True))
+    assert accepted <= set(applied) and len(applied) == len(set(applied))
+    # Whoever was at it when all ended may have been applied without hearing of it.
+    assert len(applied) - len(accepted) <= len(sent)
+    assert Message.objects.filter(state="applied").count() == len(applied)
+    assert ScheduledProcedureStep.objects.count() == len(applied)
+    assert Change.objects.filter(what="imagingservicerequest", values={"created": True}).count() == len(
+        applied
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(DISTINCT xmin::text) FROM integration_message")
+        assert cursor.fetchone()[0] < len(applied)  # some did share
