@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -505,9 +504,6 @@ def tls_context() -> ssl.SSLContext:
 
 def main(ctx: Context) -> None:
     """Serve MLLP on the sockets of the context until it says stop."""
-    # Threads here hold the interpreter for short whiles between waits for the database; with the usual 5 ms the
-    # event loop and the others would stand behind whoever computes.
-    sys.setswitchinterval(0.001)
     # What was imported stays: the collector need not look at it again, nor at every few hundred new objects.
     gc.collect()
     gc.freeze()
