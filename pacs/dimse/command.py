@@ -42,6 +42,9 @@ ELEMENTS: dict[str, tuple[int, str]] = {
     "MoveOriginatorMessageID": (0x00001031, "US"),
 }
 _KEYWORDS = {tag: (keyword, vr) for keyword, (tag, vr) in ELEMENTS.items()}
+_TAGS = {keyword: tag for keyword, (tag, _) in ELEMENTS.items()}
+_HEADER = struct.Struct("<HHI")
+_US = struct.Struct("<H")
 
 #: Command Field of requests (PS3.7 table E.1-1); a response has the top bit set.
 REQUESTS = {
@@ -120,7 +123,7 @@ def decode(raw: bytes | bytearray | memoryview) -> Command:
     while at < end:
         if end - at < 8:
             raise CommandError(f"element header cut off at byte {at}")
-        group, element, length = struct.unpack_from("<HHI", raw, at)
+        group, element, length = _HEADER.unpack_from(raw, at)
         at += 8
         if group != 0:
             raise CommandError(f"element of group {group:04X} at byte {at - 8}")
@@ -159,20 +162,20 @@ def _value(vr: str, value: bytes, element: int) -> Any:
 def encode(command: Mapping[str, Any]) -> bytes:
     """Write a command set with its group length, elements in ascending order. None values are left out."""
     parts = []
-    for keyword in sorted(command, key=lambda keyword: ELEMENTS[keyword][0]):
+    for keyword in sorted(command, key=_TAGS.__getitem__):
         value = command[keyword]
         if value is None or keyword == "CommandGroupLength":
             continue
         tag, vr = ELEMENTS[keyword]
         raw = _bytes(vr, value)
-        parts.append(struct.pack("<HHI", 0, tag, len(raw)) + raw)
+        parts += (_HEADER.pack(0, tag, len(raw)), raw)
     body = b"".join(parts)
     return struct.pack("<HHII", 0, 0, 4, len(body)) + body
 
 
 def _bytes(vr: str, value: Any) -> bytes:
     if vr == "US":
-        return struct.pack("<H", value)
+        return _US.pack(value)
     if vr == "AT":
         return b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in value)
     raw = str(value).encode("ascii", "replace")

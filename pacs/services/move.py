@@ -90,6 +90,7 @@ class Transfer:
     ) -> None:
         self._destination, self._originator = destination, originator
         self._groups = groups(origins)
+        self._numbers = {pair: number for number, group in enumerate(self._groups) for pair in group}
         self._assocs: dict[int, RequestedAssociation] = {}
         self._failures = 0
         self._next: _Ready | None = None
@@ -117,8 +118,7 @@ class Transfer:
         raise Unsendable("the destination cannot be reached")
 
     def _group(self, one: Stored) -> int:
-        pair = (one.origin.sop_class_uid, one.origin.transfer_syntax_uid)
-        return next(at for at, group in enumerate(self._groups) if pair in group)
+        return self._numbers[one.origin.sop_class_uid, one.origin.transfer_syntax_uid]
 
     def _ready(self, one: Stored, assoc: RequestedAssociation, *, as_it_lies: bool = False) -> _Ready:
         context = _context_for(assoc, one)
