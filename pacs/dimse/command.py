@@ -161,7 +161,7 @@ def _value(vr: str, value: bytes, element: int) -> Any:
 
 def encode(command: Mapping[str, Any]) -> bytes:
     """Write a command set with its group length, elements in ascending order. None values are left out."""
-    parts = []
+    parts: list[bytes] = []
     for keyword in sorted(command, key=_TAGS.__getitem__):
         value = command[keyword]
         if value is None or keyword == "CommandGroupLength":
