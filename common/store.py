@@ -100,7 +100,7 @@ def unit_of_work(cause: Cause, at: datetime | None = None) -> Iterator[Unit]:
 
 
 def hydrate(model: type[models.Model], columns: dict[str, Any]) -> Any:
-    """A model instance from one row as `to_jsonb` gives it (column → JSON value), marked as read."""
+    """A model instance from one row as `to_json` gives it (column → JSON value), marked as read."""
     names, readers = _readers(model)
     values = [
         columns[column] if read is None or columns[column] is None else read(columns[column])

@@ -27,37 +27,37 @@ _QUERY = """
 WITH RECURSIVE wanted AS MATERIALIZED (
     SELECT id FROM ris_imagingservicerequest
     WHERE accession_number <> '' AND accession_number = ANY($3::text[])
-    UNION SELECT id FROM ris_imagingservicerequest WHERE placer_order_number = ANY($4::text[])
-    UNION SELECT id FROM ris_imagingservicerequest WHERE filler_order_number = ANY($5::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE study_instance_uid = ANY($6::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE placer_order_number = ANY($4::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE filler_order_number = ANY($5::text[])
-    UNION SELECT request_id FROM ris_requestedprocedure WHERE id = ANY($9::uuid[])
-    UNION SELECT unnest($8::uuid[])
+    UNION ALL SELECT id FROM ris_imagingservicerequest WHERE placer_order_number = ANY($4::text[])
+    UNION ALL SELECT id FROM ris_imagingservicerequest WHERE filler_order_number = ANY($5::text[])
+    UNION ALL SELECT request_id FROM ris_requestedprocedure WHERE study_instance_uid = ANY($6::text[])
+    UNION ALL SELECT request_id FROM ris_requestedprocedure WHERE placer_order_number = ANY($4::text[])
+    UNION ALL SELECT request_id FROM ris_requestedprocedure WHERE filler_order_number = ANY($5::text[])
+    UNION ALL SELECT request_id FROM ris_requestedprocedure WHERE id = ANY($9::uuid[])
+    UNION ALL SELECT unnest($8::uuid[])
 ), reached AS MATERIALIZED (
     SELECT r.* FROM ris_imagingservicerequest r WHERE r.id = ANY(ARRAY(SELECT id FROM wanted))
 ), people AS (
     (SELECT i.patient_id AS id FROM ris_patientidentifier i WHERE i.value = ANY($1::text[])
-     UNION SELECT patient_id FROM reached
-     UNION SELECT unnest($7::uuid[]))
+     UNION ALL SELECT patient_id FROM reached
+     UNION ALL SELECT unnest($7::uuid[]))
     UNION
     SELECT (SELECT p.merged_into_id FROM ris_patient p WHERE p.id = people.id) FROM people WHERE people.id IS NOT NULL
 ), doing AS MATERIALIZED (
     SELECT p.* FROM ris_requestedprocedure p WHERE p.request_id = ANY(ARRAY(SELECT id FROM reached))
 )
-SELECT jsonb_build_object(
-    'patients', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_patient t WHERE t.id = ANY(ARRAY(SELECT id FROM people))),
-    'identifiers', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_patientidentifier t
+SELECT json_build_object(
+    'patients', (SELECT json_agg(t) FROM ris_patient t WHERE t.id = ANY(ARRAY(SELECT id FROM people))),
+    'identifiers', (SELECT json_agg(t) FROM ris_patientidentifier t
                     WHERE t.patient_id = ANY(ARRAY(SELECT id FROM people))),
-    'visits', (SELECT jsonb_agg(to_jsonb(t)) FROM ris_visit t
+    'visits', (SELECT json_agg(t) FROM ris_visit t
                WHERE t.patient_id = ANY(ARRAY(SELECT id FROM people))
                AND (t.admission_id = ANY($2::text[])
                     OR t.id = ANY(ARRAY(SELECT visit_id FROM reached)))),
-    'requests', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at) FROM reached t),
-    'procedures', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id) FROM doing t),
-    'steps', (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id) FROM ris_scheduledprocedurestep t
+    'requests', (SELECT json_agg(t ORDER BY t.created_at) FROM reached t),
+    'procedures', (SELECT json_agg(t ORDER BY t.created_at, t.id) FROM doing t),
+    'steps', (SELECT json_agg(t ORDER BY t.created_at, t.id) FROM ris_scheduledprocedurestep t
               WHERE t.procedure_id = ANY(ARRAY(SELECT id FROM doing))),
-    'matched', (SELECT jsonb_agg(t.procedure_id) FROM ris_studymatch t
+    'matched', (SELECT json_agg(t.procedure_id) FROM ris_studymatch t
                 WHERE t.undone_at IS NULL AND t.procedure_id = ANY(ARRAY(SELECT id FROM doing)))
 )::text
 """
