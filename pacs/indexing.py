@@ -1,9 +1,9 @@
 """The indexer: takes the spool in batches, gives each object its file and its rows, and tells when a study is quiet.
 
-A batch is read, placed in the volume and synced, then written in one transaction, and only then let go of
-by the spool. After a crash at any point the spool is simply indexed again: paths are made of content, the
-same instance again changes nothing. A bad object is set aside, never its batch. Batches publish nothing;
-`settle` publishes StudySettled, one transaction a study.
+A batch is read, its entries in the spool are synced (their receiver may be at that still), it is placed in the
+volume and synced, then written in one transaction, and only then let go of by the spool. After a crash at any point
+the spool is simply indexed again: paths are made of content, the same instance again changes nothing. A bad object is
+set aside, never its batch. Batches publish nothing; `settle` publishes StudySettled, one transaction a study.
 """
 
 from __future__ import annotations
