@@ -316,6 +316,8 @@ def _page(wanted: Wanted, size: int) -> Found:
 
 
 _TURNS_MS = (120, 500, LIMIT_MS)
+_RARE_TURNS_MS = (250, 500, LIMIT_MS)
+"""Of what is rare, gathering is bounded by its number: it gets time also on a busy machine."""
 
 
 def _first(rows: QuerySet[Message], most: int, upwards: bool, wanted: Wanted, deadline: float) -> list[int]:
@@ -331,7 +333,7 @@ def _first(rows: QuerySet[Message], most: int, upwards: bool, wanted: Wanted, de
     gather = rows.order_by(key.asc() if upwards else key.desc())
     rare = bool(wanted.control_id) or bool(wanted.secret) and estimate(rows) < _RARE
     ways = (gather, walk, gather) if rare else (walk, gather, walk)
-    for way, turn in zip(ways, _TURNS_MS, strict=True):
+    for way, turn in zip(ways, _RARE_TURNS_MS if rare else _TURNS_MS, strict=True):
         left = (deadline - time.monotonic()) * 1000
         try:
             with transaction.atomic():

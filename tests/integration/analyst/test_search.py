@@ -185,11 +185,11 @@ def test_a_way_that_takes_too_long_gives_its_turn_to_the_other(send: Send, monke
     monkeypatch.setattr(
         search, "_set", lambda name, value: (turns.append(f"{name} {value}"), real(name, value))[1]
     )
-    slow = Message.objects.extra(where=["pg_sleep(0.07) IS NOT NULL"])  # three times 70 ms
+    slow = Message.objects.extra(where=["pg_sleep(0.09) IS NOT NULL"])  # three times 90 ms
     with transaction.atomic():
         found = search._first(slow, 2, False, Wanted(control_id="x"), time.monotonic() + 60)
     assert found == rows[:0:-1]
-    assert turns[0] == "statement_timeout 120" and "statement_timeout 500" in turns
+    assert turns[0] == "statement_timeout 250" and "statement_timeout 500" in turns
 
 
 @pytest.mark.parametrize("upwards", [False, True])
