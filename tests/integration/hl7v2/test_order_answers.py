@@ -9,7 +9,7 @@ from integration.hl7v2.framing import encode
 from integration.hl7v2.reading import Message as Parsed
 from integration.hl7v2.reading import parse
 from integration.models import Source
-from ris.models import ImagingServiceRequest, RequestedProcedure
+from ris.models import ImagingServiceRequest, RequestedProcedure, ScheduledProcedureStep
 from tests.integration.hl7v2.making import group, message, msh, pid
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -86,6 +86,20 @@ def test_what_cannot_be_done_is_refused_in_the_words_of_the_question(asking_door
     assert (answer.first("MSA").value(1), answer.first("ORC").value(1)) == ("AE", no)
     assert names(answer) == ["MSH", "MSA", "ERR", "ORC"]
     assert answer.first("ERR").value(3) == "204"
+    checked(said)
+
+
+@pytest.mark.parametrize(
+    ("control", "status", "no"), [("CA", "COMPLETED", "UC"), ("CA", "STARTED", "UC"), ("HD", "STARTED", "UH")]
+)
+def test_what_comes_too_late_is_refused_and_not_said_to_be_done(asking_door, connect, control, status, no):
+    client = connect(asking_door)
+    ask(client, omg(*group("PL1", accession="A1")))
+    ScheduledProcedureStep.objects.update(status=status)
+    said, answer = ask(client, omg(*group("PL1", accession="A1", control=control)))
+    assert (answer.first("MSA").value(1), answer.first("ORC").value(1)) == ("AE", no)
+    assert (answer.first("ERR").field(2), answer.first("ERR").value(3)) == ("ORC^1^1", "207")
+    assert ScheduledProcedureStep.objects.get().status == status
     checked(said)
 
 
