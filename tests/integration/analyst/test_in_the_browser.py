@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from common.models import AuditEvent
+from integration import search
 from integration.models import Message, Source
 from tests.integration.analyst import scene
 from tests.integration.analyst.scene import Scene
@@ -21,8 +22,9 @@ Shot = Callable[[str], None]
 
 
 @pytest.fixture
-def day(transactional_db: None, fresh_memory: None) -> Scene:
-    """Interfaces at work."""
+def day(transactional_db: None, fresh_memory: None, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """Interfaces at work. A search is not cut short by what else the machine does."""
+    monkeypatch.setattr(search, "LIMIT_MS", 60_000)
     return scene.begin()
 
 
