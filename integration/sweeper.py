@@ -97,8 +97,8 @@ class Sweeper:
             try:
                 with unit_of_work(cause.system("sweeper")) as unit:
                     cases.recheck(study, unit)
-            except Exception:  # the others are compared all the same
-                logger.exception("study %s could not be compared again", study)
+            except Exception as error:  # the others are compared all the same; its text may hold a value
+                logger.error("study %s could not be compared again: %s", study, type(error).__name__)
         if len(due) < _COMPARED_AT_ONCE:
             self._compared = started - _COMMITTED_WITHIN
 

@@ -7,7 +7,8 @@ OPEN = frozenset({S.SCHEDULED, S.ARRIVED, S.READY, S.STARTED, S.DEPARTED, S.HELD
 ON_WORKLIST = frozenset({S.SCHEDULED, S.ARRIVED, S.READY})
 
 # Who → from → to. PS3.3 C.4.10 names the states but no order; this is the department's.
-# `order` is the HIS by message, `scanner` MPPS, `images` an arrived study, `clerk` a person, `report` a signature.
+# `order` is the HIS by message, `adt` its word that the patient is here, `scanner` MPPS, `images` an arrived study,
+# `clerk` a person, `report` a signature.
 _WAITING = (S.SCHEDULED, S.ARRIVED, S.READY)
 _TABLE: dict[str, dict[str, frozenset[str]]] = {
     "order": {
@@ -19,6 +20,7 @@ _TABLE: dict[str, dict[str, frozenset[str]]] = {
         S.STARTED: frozenset({S.COMPLETED, S.DISCONTINUED, S.DEPARTED}),
         S.DEPARTED: frozenset({S.COMPLETED, S.DISCONTINUED}),
     },
+    "adt": {S.SCHEDULED: frozenset({S.ARRIVED})},
     "scanner": {
         **{s: frozenset({S.STARTED, S.COMPLETED, S.DISCONTINUED}) for s in (*_WAITING, S.HELD)},
         S.STARTED: frozenset({S.COMPLETED, S.DISCONTINUED, S.SCHEDULED}),

@@ -25,7 +25,7 @@ from ris.models import (
 )
 from ris.models.schedule import StepStatus
 from ris.services import authorities, lanes
-from ris.transitions import OPEN
+from ris.transitions import OPEN, may_move
 
 COLUMNS = ("patient_name", "patient_birth_date", "patient_sex")
 ORDERED_FOR = "ordered_for"
@@ -273,7 +273,7 @@ def _arrive(patient: Patient, unit: Unit) -> tuple[ScheduledProcedureStep, ...]:
     arrived = []
     for step in open_steps(patient.id):
         near = step.start is None or abs(step.start - unit.at) < timedelta(hours=24)
-        if step.status == StepStatus.SCHEDULED and near:
+        if near and step.status != StepStatus.ARRIVED and may_move("adt", step.status, StepStatus.ARRIVED):
             step.status, step.status_at = StepStatus.ARRIVED, unit.at
             history.keep(step, unit, patient.id)
             arrived.append(step)

@@ -12,11 +12,11 @@ from ris.services import steps
 from ris.transitions import _TABLE, ON_WORKLIST, OPEN, TERMINAL, may_move
 from tests.ris.making import group, place, register, who
 
-ACTORS = ("order", "scanner", "images", "clerk", "report")
+ACTORS = ("order", "adt", "scanner", "images", "clerk", "report")
 
 # Whoever is not in a cell may not: from → to → actors. Written out so that a change of the table is seen.
 ALLOWED = {
-    ("SCHEDULED", "ARRIVED"): "order clerk",
+    ("SCHEDULED", "ARRIVED"): "order adt clerk",
     ("ARRIVED", "SCHEDULED"): "order clerk",
     ("SCHEDULED", "STARTED"): "order scanner images clerk",
     ("READY", "STARTED"): "order scanner images clerk",
