@@ -19,6 +19,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
+from common.benches import measured
 from common.servers import free_port, serving
 from pacs.benches.loading import CALLING, load, objects, write_files
 from pacs.dimse import datasets, sender
@@ -90,22 +91,11 @@ def _row(
     floor: float | None = None,
 ) -> dict[str, Any]:
     ratio = ours / theirs if ours and theirs else None
-    return {
-        "bench": "store",
-        "case": case,
-        "ours": _short(ours),
-        "unit": unit,
-        "peer": peer,
-        "theirs": _short(theirs),
-        "ratio": _short(ratio),
-        "floor": _short(floor),
-        "must": must,
-        "ok": ok if ok is not None else must is None or (ratio is not None and ratio >= must),
-    }
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else round(value, 2 if value < 100 else 0)
+    if ok is None:
+        ok = must is None or (ratio is not None and ratio >= must)
+    return measured(
+        "store", case, ours, unit, peer=peer, theirs=theirs, ratio=ratio, must=must, ok=ok, floor=floor
+    )
 
 
 # -- servers
