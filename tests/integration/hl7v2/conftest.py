@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import uvloop
@@ -178,3 +179,11 @@ def connect():
     yield make
     for client in opened:
         client.close()
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait for a condition, bounded."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)

@@ -15,7 +15,7 @@ from common.servers import free_port
 from integration.models import Message, MessageIdentity
 from ris.models import Change, ImagingServiceRequest, ScheduledProcedureStep
 from tests.conftest import REPOSITORY
-from tests.integration.hl7v2.conftest import Client
+from tests.integration.hl7v2.conftest import Client, wait_until
 from tests.integration.hl7v2.making import orm, pid
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,13 +45,6 @@ class Process:
     def stop(self) -> int:
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(30)
-
-
-def wait_until(true, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture

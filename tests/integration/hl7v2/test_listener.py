@@ -16,7 +16,7 @@ from integration.hl7v2.listener import Workers
 from integration.models import Message, Source
 from ris.models import Patient
 from ris.services import lanes
-from tests.integration.hl7v2.conftest import holding
+from tests.integration.hl7v2.conftest import holding, wait_until
 from tests.integration.hl7v2.making import adt, orm
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -337,10 +337,3 @@ def test_a_quiet_listener_uses_one_connection_to_the_database():
         wait_until(lambda number=number: len(names) == number + 1)
     workers.stop(30)
     assert len(set(names)) == 1
-
-
-def wait_until(true, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.002)
