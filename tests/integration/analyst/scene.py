@@ -82,6 +82,7 @@ def begin(busy: bool = True) -> Scene:
     )  # fmt: skip
     sources.forget()
     _traffic(busy)
+    _stored(analyst)  # first: its parked message came a while ago, and ids grow with the time of arrival
     order_reply = inbox.receive(
         order("55510", PEOPLE[0], "CTHEAD^CT of the head^L", "CT", accession="A26-1050"), PEER
     )
@@ -91,7 +92,6 @@ def begin(busy: bool = True) -> Scene:
         )
     refused = inbox.receive(order("99999", PEOPLE[3], "MRHEAD^MR of the head^L", "MR", "CA"), PEER)
     inbox.receive(b"GET / HTTP/1.1\r\nHost: 10.4.0.2\r\n\r\n", inbox.Peer("10.9.9.9", 40000))
-    _stored(analyst)
     _outgoing()
     search.index_new()
     found = Message.objects.get(pk=order_reply.message_id)
