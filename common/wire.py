@@ -106,14 +106,11 @@ def _text(value: Value) -> bytes | None:
 
 def _send(answers: Sequence[Answer], commit: bool = False) -> None:
     current = connections[DEFAULT_DB_ALIAS]
-    if current.connection is None:
-        current.ensure_connection()
+    current.ensure_connection()
     raw = current.connection
     raw = getattr(raw, "_con", raw)  # from a pool, it is wrapped
     with current.wrap_database_errors, raw.lock:
-        names = _names.get(raw)
-        if names is None:
-            names = _names[raw] = {}
+        names = _names.setdefault(raw, {})
         begin = not raw.autocommit and raw.pgconn.transaction_status == _IDLE
         raw.wait(_exchange(raw.pgconn, names, answers, begin, commit))
 
@@ -122,9 +119,8 @@ def _exchange(
     pgconn: Any, names: dict[str, bytes], answers: Sequence[Answer], begin: bool, commit: bool
 ) -> Generator[Any, Any, None]:
     """Send everything in one write and read all results, the libpq way."""
-    taking: list[
-        Answer | _Prepared | None
-    ] = []  # who takes each result; nobody: all that counts is that it is none
+    # Who takes each result; None where all that counts is that it is no failure.
+    taking: list[Answer | _Prepared | None] = []
     new: dict[str, bytes] = {}
     pgconn.enter_pipeline_mode()
     try:

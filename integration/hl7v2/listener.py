@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
@@ -153,7 +153,7 @@ class Job:
 
     connection: "Connection"
     event: Frame | Fault
-    alone: bool = False
+    alone: bool = field(init=False)
     """It shares its transaction with no other."""
 
     def __post_init__(self) -> None:

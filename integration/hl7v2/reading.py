@@ -50,8 +50,8 @@ class Segment:
         self.position = position  # of the segment in its message, from 1
         self.sequence = sequence  # among the segments of its name, from 1
         self._decode = decode
+        # The encoded fields; index 0 is the segment's name, and in headers 1 is the field separator.
         self.fields = raw.split(separators.field)
-        """The encoded fields; index 0 is the segment's name, and in headers 1 is the field separator."""
         if self.name in _HEADERS:
             self.fields.insert(1, separators.field)
 

@@ -13,26 +13,24 @@ from common import wire
 from common.wire import Answer
 from ris.apart import is_apart
 
-_BY_IDENTIFIER = """
+# Identifier values, and the patients that each leads to, through merges.
+_FOUND = """
 WITH RECURSIVE found AS (
-    SELECT i.patient_id AS id FROM ris_patientidentifier i WHERE i.value = ANY($1::text[])
+    SELECT i.value, i.patient_id AS id FROM ris_patientidentifier i WHERE i.value = ANY($1::text[])
     UNION
-    SELECT (SELECT p.merged_into_id FROM ris_patient p WHERE p.id = found.id) FROM found WHERE found.id IS NOT NULL
-), keys AS (
+    SELECT found.value, (SELECT p.merged_into_id FROM ris_patient p WHERE p.id = found.id)
+    FROM found WHERE found.id IS NOT NULL
+),"""
+
+_BY_IDENTIFIER = f"""{_FOUND} keys AS (
     SELECT hashtextextended('id:' || v, $3::bigint) AS k, NULL::uuid AS patient FROM unnest($2::text[]) v
     UNION SELECT hashtextextended('patient:' || id, $3::bigint), id FROM found WHERE id IS NOT NULL
 )
 SELECT pg_advisory_xact_lock(k), patient FROM (SELECT k, patient FROM keys ORDER BY k) s
 """
 
-# As above, by the value that leads to each lane, and without waiting for any.
-_IF_FREE = """
-WITH RECURSIVE found AS (
-    SELECT i.value, i.patient_id AS id FROM ris_patientidentifier i WHERE i.value = ANY($1::text[])
-    UNION
-    SELECT found.value, (SELECT p.merged_into_id FROM ris_patient p WHERE p.id = found.id)
-    FROM found WHERE found.id IS NOT NULL
-), keys AS (
+# The same lanes by the value that leads to each, and without waiting for any.
+_IF_FREE = f"""{_FOUND} keys AS (
     SELECT v AS value, hashtextextended('id:' || v, $2::bigint) AS k, NULL::uuid AS patient FROM unnest($1::text[]) v
     UNION ALL SELECT value, hashtextextended('patient:' || id, $2::bigint), id FROM found WHERE id IS NOT NULL
 )
