@@ -22,7 +22,7 @@ from common.clock import now, site_zone
 from common.crashpoints import crashpoint
 from common.rows import make, mark_new
 from common.store import Unit
-from common.wire import Answer, together
+from common.wire import together
 from integration import sources
 from integration.hl7v2 import acks, answers, batches, composing, translate
 from integration.hl7v2.acks import AckCode, Asking
@@ -253,28 +253,55 @@ _IDENTIFY = """
 WITH bound AS (
     SELECT set_config('lock_timeout', $4::text, true), set_config('plan_cache_mode', 'force_generic_plan', true)
 ),
+given AS MATERIALIZED (
+    SELECT m.* FROM bound, unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY m (sender, control_id, sha256, n)
+),
 told AS (
     INSERT INTO integration_messageidentity (sender, control_id, sha256, message_id, accepted, ack)
-    SELECT $1::text, $2::text, $3::text, nextval('integration_message_id_seq'), false, ''::bytea FROM bound
+    SELECT sender, control_id, sha256, nextval('integration_message_id_seq'), false, ''::bytea FROM given ORDER BY n
     ON CONFLICT (sender, control_id, sha256) DO NOTHING
-    RETURNING id, message_id
+    RETURNING id, message_id, sender, control_id, sha256
 )
-SELECT (SELECT id FROM told), (SELECT message_id FROM told), EXISTS (
-    SELECT 1 FROM integration_messageidentity
-    WHERE sender = $1::text AND control_id = $2::text AND sha256 <> $3::text)
+SELECT told.id, told.message_id, EXISTS (
+    SELECT 1 FROM integration_messageidentity other
+    WHERE other.sender = given.sender AND other.control_id = given.control_id AND other.sha256 <> given.sha256)
+FROM given LEFT JOIN told USING (sender, control_id, sha256) ORDER BY given.n
 """
 
+Identities = list[tuple[MessageIdentity | None, bool]]
+"""For each message its new identity row, held until COMMIT (None: it was here before), and whether its control id came
+with other content before."""
 
-def _identify(incoming: Incoming) -> tuple[MessageIdentity, bool, bool]:
-    """The message's identity row, held until COMMIT: (row, it is new, its control id was used for other content).
 
-    A twin that is being applied is waited for; then its row is here, accepted or not.
+def ask_identities(incomings: Sequence[Incoming], wait_ms: int = _WAIT_MS) -> Callable[[], Identities]:
+    """Insert the identity rows of messages, by a statement that travels with others; call what is returned after it.
+
+    A twin that is being applied is waited for, at most so long; then its row is here, accepted or not.
     """
-    return _identified(incoming, _ask_identity(incoming))
+    named = [_named(incoming) for incoming in incomings]
+    columns = [[n[key] for n in named] for key in ("sender", "control_id", "sha256")]
+    told = wire.ask(_IDENTIFY, (*columns, f"{wait_ms}ms"))
+
+    def identities() -> Identities:
+        return [
+            (
+                make(MessageIdentity, id=int(identity), message_id=int(message), **names)
+                if identity is not None and message is not None
+                else None,
+                reused == b"t",
+            )
+            for names, (identity, message, reused) in zip(named, told(), strict=True)
+        ]
+
+    return identities
 
 
-def _ask_identity(incoming: Incoming) -> Answer:
-    return wire.ask(_IDENTIFY, (*_named(incoming).values(), f"{_WAIT_MS}ms"))
+def _identified(incoming: Incoming, told: Callable[[], Identities]) -> tuple[MessageIdentity, bool, bool]:
+    """The message's identity row, whether it is new, and whether its control id was used for other content."""
+    ((identity, reused),) = told()
+    if identity is not None:
+        return identity, True, reused
+    return MessageIdentity.objects.select_for_update().get(**_named(incoming)), False, reused
 
 
 def _named(incoming: Incoming) -> dict[str, str]:
@@ -282,18 +309,9 @@ def _named(incoming: Incoming) -> dict[str, str]:
     return {"sender": sender, "control_id": incoming.control_id, "sha256": incoming.digest}
 
 
-def _identified(incoming: Incoming, told: Answer) -> tuple[MessageIdentity, bool, bool]:
-    identity_id, message_id, reused = told()[0]
-    named = _named(incoming)
-    if identity_id is not None and message_id is not None:
-        row = make(MessageIdentity, id=int(identity_id), message_id=int(message_id), **named)
-        return row, True, reused == b"t"
-    return MessageIdentity.objects.select_for_update().get(**named), False, reused == b"t"
-
-
 def _apply_once(incoming: Incoming) -> Reply:
     with together():  # one round trip: who it is, its lanes, and all that is known of whom it concerns
-        told = _ask_identity(incoming)
+        told = ask_identities([incoming])
         known = _ask_known(incoming)
     identity, new, reused = _identified(incoming, told)
     crashpoint("inbox.after_identity")
@@ -578,7 +596,7 @@ def _stored(
         return _reply(incoming, code, [problem])
     try:
         with transaction.atomic():
-            identity, new, _ = _identify(incoming)
+            identity, new, _ = _identified(incoming, ask_identities([incoming]))
             if identity.accepted:  # its twin was accepted in the meantime
                 return _again(incoming, identity)
             row = new_row(incoming, identity, new)

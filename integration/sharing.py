@@ -15,7 +15,6 @@ from django.db import transaction
 
 from common import wire
 from common.crashpoints import crashpoint
-from common.rows import make
 from common.store import Unit
 from common.wire import together
 from integration import inbox
@@ -102,55 +101,32 @@ def _shared(company: dict[int, Incoming], wanted: dict[int, Keys]) -> dict[int, 
     return replies
 
 
-_IDENTIFY = """
-WITH bound AS (
-    SELECT set_config('lock_timeout', $4::text, true), set_config('plan_cache_mode', 'force_generic_plan', true)
-),
-told AS (
-    INSERT INTO integration_messageidentity (sender, control_id, sha256, message_id, accepted, ack)
-    SELECT m.sender, m.control_id, m.sha256, nextval('integration_message_id_seq'), false, ''::bytea
-    FROM bound, unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY m (sender, control_id, sha256, number)
-    ORDER BY m.number
-    ON CONFLICT (sender, control_id, sha256) DO NOTHING
-    RETURNING id, message_id, sender, control_id, sha256
-)
-SELECT told.sender, told.control_id, told.id, told.message_id, EXISTS (
-    SELECT 1 FROM integration_messageidentity other
-    WHERE other.sender = told.sender AND other.control_id = told.control_id AND other.sha256 <> told.sha256)
-FROM told
-"""
-
-
 def _apply(company: dict[int, Incoming], wanted: dict[int, Keys]) -> dict[int, Reply]:
     """Identify, read, decide, write and commit; the answers by number. What falls out leaves nothing behind."""
-    incomings = list(company.values())
     every: dict[str, Any] = defaultdict(list)
     for keys in wanted.values():
         for kind, values in keys.items():
             every[kind] += values
-    named = [[i.sender for i in incomings], [i.control_id for i in incomings], [i.digest for i in incomings]]
     with together():
-        told = wire.ask(_IDENTIFY, (*named, f"{_WAIT_MS}ms"))
+        told = inbox.ask_identities(list(company.values()), _WAIT_MS)
         free = lanes.ask_if_free(every["identifiers"])
         known = context.ask(**every)
     crashpoint("inbox.after_identity")
-    identities = {(row[0], row[1]): row[2:] for row in told()}
     held, ctx = free(), known()
     replies: dict[int, Reply] = {}
     units: list[Unit] = []
     in_vain: list[str] = []
     met: set[bytes] = set()
-    for number, incoming in company.items():
-        identity = identities.get((incoming.sender.encode(), incoming.control_id.encode()))
+    for (number, incoming), (identity, reused) in zip(company.items(), told(), strict=True):
         if identity is None:  # it was here before, or is at work elsewhere
             continue
         own = [held[v] for v in wanted[number]["identifiers"] if v]
         decided = None
         if _is_free(own, met):
-            decided = _decide(incoming, identity, ctx)
+            decided = _decide(incoming, identity, reused, ctx)
         met |= {p for lane in own for p in lane.patients}
         if decided is None:
-            in_vain.append(str(int(identity[0] or 0)))
+            in_vain.append(str(identity.id))
             continue
         replies[number] = decided[0]
         units.append(decided[1])
@@ -171,16 +147,11 @@ def _is_free(own: list[Lane], met: set[bytes]) -> bool:
 
 
 def _decide(
-    incoming: Incoming, told: tuple[bytes | None, ...], ctx: context.Context
+    incoming: Incoming, identity: MessageIdentity, reused: bool, ctx: context.Context
 ) -> tuple[Reply, Unit] | None:
     """The message's answer and rows; None where it is refused: then it is refused again, alone, where that is kept."""
-    identity_id, message_id, reused = told
-    identity = make(
-        MessageIdentity, id=int(identity_id or 0), message_id=int(message_id or 0),
-        sender=incoming.sender, control_id=incoming.control_id, sha256=incoming.digest,
-    )  # fmt: skip
     row = inbox.new_row(incoming, identity, new=True)
     try:
-        return inbox.decide(incoming, identity, row, reused == b"t", lambda: ctx)
+        return inbox.decide(incoming, identity, row, reused, lambda: ctx)
     except Refused:
         return None

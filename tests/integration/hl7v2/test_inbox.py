@@ -287,7 +287,7 @@ def test_when_the_database_is_away_the_answer_is_ar_and_later_the_message_is_tak
         raise OperationalError("the connection is lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(inbox, "_ask_identity", away)
+        patch.setattr(inbox, "ask_identities", away)
         reply = receive(raw, PEER)
         assert (reply.code, reply.message_id) == ("AR", None)
     assert Message.objects.count() == 0
