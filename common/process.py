@@ -59,6 +59,15 @@ class Context:
         if self._lifeline_fd is not None:
             threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
 
+    def let_go(self) -> None:
+        """In a process forked from this one: close what it was given, so that its end is its end."""
+        for sock in self.sockets.values():
+            sock.close()
+        for fd in (self._status_fd, self._lifeline_fd):
+            if fd is not None and fd > 2:
+                os.close(fd)
+        self._status_fd = self._lifeline_fd = None
+
     def _watch_lifeline(self) -> None:
         """The supervisor holds the other end of this pipe and writes nothing: readable means that it is gone."""
         fd = self._lifeline_fd

@@ -12,21 +12,19 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
 from django.conf import settings
-from django.db import connections
 
 from common.crashpoints import crashpoint
 from common.process import Context
-from integration import inbox, sharing
+from integration import inbox
+from integration.appliers import Appliers, Nursery
 from integration.hl7v2.framing import Decoder, Fault, FaultKind, Frame, encode
+from integration.hl7v2.workers import Job, Workers
 from integration.inbox import Peer, Reply
 from integration.sources import Profile
 
@@ -54,6 +52,7 @@ class Limits:
     max_waiting_frames: int = 64
     drain_seconds: float = 15.0
     threads: int = 6
+    appliers: int = 0
     tolerant: bool = True
 
     @classmethod
@@ -68,6 +67,7 @@ class Limits:
             idle_seconds=_number("ORDERLY_MLLP_IDLE_SECONDS", cls.idle_seconds),
             frame_seconds=_number("ORDERLY_MLLP_FRAME_SECONDS", cls.frame_seconds),
             threads=int(_number("ORDERLY_MLLP_THREADS", cls.threads)),
+            appliers=int(_number("ORDERLY_MLLP_APPLIERS", 2 if len(os.sched_getaffinity(0)) > 1 else 0)),
             tolerant=os.environ.get("ORDERLY_MLLP_STRICT") != "1",
         )
 
@@ -75,11 +75,12 @@ class Limits:
 class Listener:
     """All connections of one process, and the pool that applies their messages."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, nursery: Nursery | None = None) -> None:
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()
-        self.workers = Workers(self.limits.threads, _apply)
+        self.appliers = Appliers(self.limits.appliers, nursery)
+        self.workers = Workers(self.limits.threads, self._apply, max(Workers.AT_ONCE, self.limits.appliers))
         self._nudging = False
         self.closing = False
         self._paced: dict[int, float] = {}
@@ -97,7 +98,7 @@ class Listener:
                 )
         self._watch = loop.create_task(self._watch_clocks())
 
-    def give(self, job: "Job") -> bool:
+    def give(self, job: Job) -> bool:
         """Have the job applied by a thread; False when none is taken any more."""
         given = self.workers.give(job)
         if given and not self._nudging:
@@ -136,6 +137,24 @@ class Listener:
             self._watch.cancel()
         await asyncio.sleep(0)  # lets transports write their last bytes
         self.workers.stop(self.limits.drain_seconds)
+        self.appliers.stop()
+
+    def _apply(self, jobs: list[Job]) -> list[Job]:
+        """In a thread of the pool: apply and answer what waited together; returns those to be applied alone."""
+        if len(jobs) == 1:
+            jobs[0].connection.apply(jobs[0].event)
+            return []
+
+        def answer(replies: dict[int, Reply]) -> None:
+            _tell([(jobs[number].connection, reply) for number, reply in replies.items()])
+
+        frames = [(job.connection, job.event) for job in jobs if isinstance(job.event, Frame)]
+        try:
+            left = self.appliers.receive([(f.payload, c.peer, f.notes) for c, f in frames], answer)
+        except Exception as error:
+            logger.error("messages that waited together could not be handled: %s", type(error).__name__)
+            left = list(range(len(jobs)))
+        return [jobs[number] for number in left]
 
     async def _watch_clocks(self) -> None:
         """Close what is silent or endless; one task for all connections."""
@@ -145,130 +164,6 @@ class Listener:
             moment = loop.time()
             for connection in list(self.connections):
                 connection.check_clocks(moment)
-
-
-@dataclass(slots=True)
-class Job:
-    """A frame or fault of a connection, waiting to be applied and answered."""
-
-    connection: "Connection"
-    event: Frame | Fault
-    alone: bool = field(init=False)
-    """It shares its transaction with no other."""
-
-    def __post_init__(self) -> None:
-        self.alone = not isinstance(self.event, Frame) or len(self.event.payload) > sharing.LONGEST
-
-
-class Workers:
-    """Threads that apply jobs in the order in which they come, each with its own database connection.
-
-    A few at a time take what waits, several jobs at once where these can share a transaction: with more of them each
-    would have less to share. Who is at it for long (its lane may be held by another) is not counted: then the next
-    one steps in. Of those that rest, the one that rested least does: its connection's plans are still warm.
-    """
-
-    AT_ONCE = 2
-    LONG_SECONDS = 0.1
-
-    def __init__(self, count: int, apply: Callable[[list[Job]], list[Job]]) -> None:
-        self._apply = apply
-        self._lock = threading.Lock()
-        self._resting: list[SimpleQueue[None]] = []
-        self._at_work: dict[int, float] = {}
-        """Thread → since when (monotonic seconds) it is at its jobs."""
-        self._jobs: deque[Job] = deque()
-        self._stopped = False
-        self._threads = [
-            threading.Thread(target=self._work, args=(n,), name=f"mllp_{n}", daemon=True)
-            for n in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def give(self, job: Job) -> bool:
-        """Have a thread apply the job; False when none is taken any more."""
-        with self._lock:
-            if self._stopped:
-                return False
-            self._jobs.append(job)
-        self.nudge()
-        return True
-
-    def nudge(self) -> bool:
-        """Wake a thread if one is wanted; True while jobs wait for one: then ask again in a while."""
-        with self._lock:
-            if self._jobs and self._resting and self._is_wanted():
-                self._resting.pop().put(None)
-                return len(self._jobs) > 1
-            return bool(self._jobs)
-
-    def stop(self, seconds: float) -> None:
-        """Take no more; what was given is done, and the threads' connections are closed, or the time is over."""
-        with self._lock:
-            self._stopped = True
-            for bell in self._resting:
-                bell.put(None)
-            self._resting.clear()
-        deadline = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _is_wanted(self) -> bool:
-        """Whether fewer than so many are at work, not counting those who are at it for long."""
-        moment = time.monotonic()
-        return sum(moment - since < self.LONG_SECONDS for since in self._at_work.values()) < self.AT_ONCE
-
-    def _work(self, me: int) -> None:
-        bell: SimpleQueue[None] = SimpleQueue()
-        while jobs := self._next(me, bell):
-            left = self._apply(jobs)
-            del jobs  # a large message is not kept until the next one comes
-            with self._lock:
-                for job in reversed(left):
-                    job.alone = True
-                    self._jobs.appendleft(job)
-            if left:
-                self.nudge()
-        connections.close_all()
-
-    def _next(self, me: int, bell: "SimpleQueue[None]") -> list[Job]:
-        """What waits, else what comes next; nothing at the end."""
-        while True:
-            with self._lock:
-                self._at_work.pop(me, None)
-                if self._jobs and (self._stopped or self._is_wanted()):
-                    self._at_work[me] = time.monotonic()
-                    return self._taken()
-                if self._stopped:
-                    return []
-                self._resting.append(bell)
-            bell.get()
-
-    def _taken(self) -> list[Job]:
-        """The first job that waits, with those behind it that may share its transaction."""
-        jobs = [self._jobs.popleft()]
-        while self._jobs and not jobs[0].alone and not self._jobs[0].alone and len(jobs) < sharing.MOST:
-            jobs.append(self._jobs.popleft())
-        return jobs
-
-
-def _apply(jobs: list[Job]) -> list[Job]:
-    """Apply and answer what waited together; returns those that must be applied alone."""
-    if len(jobs) == 1:
-        jobs[0].connection.apply(jobs[0].event)
-        return []
-
-    def answer(replies: dict[int, Reply]) -> None:
-        _tell([(jobs[number].connection, reply) for number, reply in replies.items()])
-
-    frames = [(job.connection, job.event) for job in jobs if isinstance(job.event, Frame)]
-    try:
-        left = sharing.receive([(f.payload, c.peer, f.notes) for c, f in frames], answer)
-    except Exception as error:
-        logger.error("messages that waited together could not be handled: %s", type(error).__name__)
-        left = list(range(len(jobs)))
-    return [jobs[number] for number in left]
 
 
 def _tell(answers: "list[tuple[Connection, Reply | None]]") -> None:
@@ -288,8 +183,8 @@ class Connection(asyncio.Protocol):
     """One peer: frames in, answers out, in order."""
 
     __slots__ = (
-        "_at_work", "_decoder", "_ending", "_frame_since", "_heard_at", "_listener", "_paused", "_profile",
-        "_settle", "_stuck_since", "_transport", "_waiting", "loop", "peer",
+        "_answered_at", "_at_work", "_decoder", "_ending", "_frame_since", "_heard_at", "_listener", "_paused",
+        "_profile", "_prompt", "_settle", "_stuck_since", "_transport", "_waiting", "loop", "peer",
     )  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
@@ -307,6 +202,8 @@ class Connection(asyncio.Protocol):
         self._frame_since: float | None = None
         self._stuck_since: float | None = None
         self._settle: asyncio.TimerHandle | None = None
+        self._answered_at = 0.0
+        self._prompt = False  # it had its last message ready when it got its answer
 
     @property
     def busy(self) -> bool:
@@ -353,6 +250,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._settle:
             self._settle.cancel()
+        self._listener.workers.expect_no_more(self)
         if self in self._listener.connections:
             self._listener.connections.discard(self)
             self._listener.addresses[self.peer.address] -= 1
@@ -395,6 +293,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
             return
         self._at_work = True
+        self._prompt = self.loop.time() - self._answered_at < Workers.BACK_SECONDS
         event = self._waiting.popleft()
         if not self._listener.give(Job(self, event)):
             self._waiting.clear()  # nothing was stored: the sender keeps its message
@@ -430,6 +329,9 @@ class Connection(asyncio.Protocol):
         self._at_work = False
         if frames and not self._transport.is_closing():
             self._transport.write(frames)
+            self._answered_at = self.loop.time()
+            if self._prompt and not self._waiting and not self._ending:
+                self._listener.workers.expect(self)
         self._next()
 
     # -- ends
@@ -508,10 +410,12 @@ def main(ctx: Context) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
-    uvloop.run(_serve(ctx))
+    limits = Limits.from_environment()
+    nursery = Nursery(ctx.let_go) if limits.appliers else None
+    uvloop.run(_serve(ctx, limits, nursery))
 
 
-async def _serve(ctx: Context) -> None:
+async def _serve(ctx: Context, limits: Limits, nursery: Nursery | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -522,7 +426,7 @@ async def _serve(ctx: Context) -> None:
         except RuntimeError:
             pass
 
-    listener = Listener(Limits.from_environment())
+    listener = Listener(limits, nursery)
     await listener.start(ctx.sockets.get("mllp"), ctx.sockets.get("mllp_tls"))
     threading.Thread(target=wait_for_stop, name="mllp-stop", daemon=True).start()
     ctx.ready()

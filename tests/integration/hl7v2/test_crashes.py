@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 from django.db import connection
 
@@ -196,3 +197,103 @@ def test_kills_while_messages_share_transactions_lose_none_and_apply_none_twice(
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(DISTINCT xmin::text) FROM integration_message")
         assert cursor.fetchone()[0] < len(applied)  # some did share
+
+
+def appliers_of(process: Process) -> list[psutil.Process]:
+    """The processes that apply for this listener: what its nursery has forked."""
+    return [
+        applier for nursery in psutil.Process(process.popen.pid).children() for applier in nursery.children()
+    ]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_an_applier_that_is_killed_costs_its_senders_nothing_and_is_replaced(any_source, port, kills):
+    """They are not even disconnected: each message is answered AA once, and applied once."""
+    chance = random.Random(kills)
+    stop, wrong, ends = threading.Event(), [], []
+    sent: list[list[str]] = [[] for _ in range(8)]
+    process = Process(port)
+    assert send(port, orm(accession="FIRST")) == "AA"
+
+    def stream(lane: int) -> None:
+        client, number = Client(port), 0
+        try:
+            while not stop.is_set():
+                name = f"L{lane}N{number}"
+                raw = orm(
+                    accession=name, placer=f"PL{name}", procedure_id=f"R{name}", step_id=f"S{name}",
+                    control_id=f"C{name}", patient=pid(f"Q{lane}^^^HOSP^MR"),
+                )  # fmt: skip
+                code = client.send(raw).first("MSA").value(1)
+                sent[lane].append(name) if code == "AA" else wrong.append(code)
+                number += 1
+        except (OSError, AssertionError) as error:
+            ends.append(repr(error))
+        finally:
+            client.close()
+
+    senders = [threading.Thread(target=stream, args=(lane,)) for lane in range(8)]
+    for sender in senders:
+        sender.start()
+    killed: set[int] = set()
+    try:
+        for _ in range(kills):
+            wait_until(lambda: [a for a in appliers_of(process) if a.pid not in killed], 60)
+            time.sleep(chance.random() / 10)
+            victim = chance.choice([a for a in appliers_of(process) if a.pid not in killed])
+            killed.add(victim.pid)
+            victim.kill()
+            before = sum(map(len, sent))
+            wait_until(lambda before=before: sum(map(len, sent)) >= before + 16, 60)
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join(60)
+    assert process.popen.poll() is None
+    assert process.stop() == 0
+    assert not wrong and not ends
+    assert len(killed) == kills
+    accepted = {name for names in sent for name in names} | {"FIRST"}
+    applied = list(ImagingServiceRequest.objects.values_list("accession_number", flat=True))
+    assert len(applied) == len(set(applied)) and set(applied) == accepted
+    assert Message.objects.filter(state="applied").count() == len(applied)
+
+
+def test_a_listener_that_is_killed_or_stopped_leaves_no_process_behind(any_source, port):
+    for end in (Process.kill, Process.stop):
+        process = Process(port)
+        stop, wrong, sent = threading.Event(), [], [[], [], [], []]
+        senders = [
+            threading.Thread(target=send_until_accepted, args=(port, lane, stop, names, wrong))
+            for lane, names in enumerate(sent)
+        ]
+        for sender in senders:
+            sender.start()
+        wait_until(lambda process=process: appliers_of(process), 60)
+        children = psutil.Process(process.popen.pid).children(recursive=True)
+        stop.set()
+        for sender in senders:
+            sender.join(60)
+        end(process)
+        assert not psutil.wait_procs(children, 20)[1]
+        assert not wrong
+
+
+def test_a_listener_whose_nursery_is_killed_goes_on_by_itself(any_source, port):
+    process = Process(port)
+    (nursery,) = psutil.Process(process.popen.pid).children()
+    nursery.kill()
+    stop, wrong, sent = threading.Event(), [], [[], [], [], []]
+    senders = [
+        threading.Thread(target=send_until_accepted, args=(port, lane, stop, names, wrong))
+        for lane, names in enumerate(sent)
+    ]
+    for sender in senders:
+        sender.start()
+    wait_until(lambda: sum(map(len, sent)) >= 40, 60)
+    stop.set()
+    for sender in senders:
+        sender.join(60)
+    assert process.stop() == 0
+    assert not wrong
+    assert Message.objects.filter(state="applied").count() == sum(map(len, sent))

@@ -4,15 +4,12 @@ import contextlib
 import socket
 import ssl
 import subprocess
-import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from integration import sources
 from integration.hl7v2.framing import encode
-from integration.hl7v2.listener import Workers
 from integration.models import Message, Source
 from ris.models import Patient
 from ris.services import lanes
@@ -267,73 +264,3 @@ def test_a_source_keeps_its_pace_over_all_its_connections(door, connect):
         for _ in range(5):
             assert code_of(client.read(30)) == "AA"
     assert time.monotonic() - started >= 0.8
-
-
-def job(name: int, alone: bool = False):
-    return SimpleNamespace(name=name, alone=alone)
-
-
-def test_workers_take_what_waits_together_in_its_order_do_what_was_given_and_take_no_more_at_the_end():
-    done, gate = [], threading.Event()
-
-    def apply(jobs):
-        gate.wait(30)
-        done.append([j.name for j in jobs])
-        return []
-
-    workers = Workers(1, apply)
-    workers.give(job(0, alone=True))
-    for number in range(1, 20):
-        assert workers.give(job(number))
-    workers.give(job(20, alone=True))
-    gate.set()
-    workers.stop(30)
-    assert done == [[0], list(range(1, 17)), [17, 18, 19], [20]]
-    assert not workers.give(job(21))
-
-
-def test_what_cannot_share_is_applied_alone_before_what_came_later():
-    done, gate = [], threading.Event()
-
-    def apply(jobs):
-        gate.wait(30)
-        done.append([j.name for j in jobs])
-        return [j for j in jobs if j.name in (2, 3)] if len(jobs) > 1 else []
-
-    workers = Workers(1, apply)
-    for given in [job(0, alone=True), *(job(n) for n in range(1, 20))]:
-        workers.give(given)
-    gate.set()
-    workers.stop(30)
-    assert done == [[0], list(range(1, 17)), [2], [3], [17, 18, 19]]
-
-
-def test_who_is_at_it_for_long_keeps_nobody_from_stepping_in():
-    together = threading.Barrier(4, timeout=30)
-
-    def apply(jobs):
-        together.wait()
-        return []
-
-    workers = Workers(4, apply)
-    for number in range(4):
-        workers.give(job(number, alone=True))
-    wait_until(lambda: not workers.nudge())
-    workers.stop(30)
-    assert not together.broken
-
-
-def test_a_quiet_listener_uses_one_connection_to_the_database():
-    names = []
-
-    def apply(jobs):
-        names.append(threading.current_thread().name)
-        return []
-
-    workers = Workers(4, apply)
-    for number in range(20):
-        wait_until(lambda: len(workers._resting) == 4)
-        workers.give(job(number))
-        wait_until(lambda number=number: len(names) == number + 1)
-    workers.stop(30)
-    assert len(set(names)) == 1
