@@ -28,9 +28,11 @@ from common.wire import ask, together
 class Unit:
     """The rows and events of one transaction. `cause` says why, `at` when (UTC)."""
 
-    def __init__(self, cause: Cause, at: datetime | None = None) -> None:
+    def __init__(self, cause: Cause, at: datetime | None = None, *, eager: bool = False) -> None:
+        """`eager`: `go_ahead` may write what is decided before the rest is; whoever rolls back calls `wire.abandon`."""
         self.cause = cause
         self.at = at or now()
+        self._eager = eager
         self._rows: dict[type[models.Model], dict[Any, models.Model]] = {}
         self._after: list[Callable[[], None]] = []
 
@@ -56,6 +58,16 @@ class Unit:
         """Write everything collected, in one round trip. Foreign keys are checked at COMMIT (deferred)."""
         with together():
             self._send()
+
+    def go_ahead(self) -> None:
+        """Everything that costs much to write is collected: have it written while the rest is thought about.
+
+        A unit that is not eager waits for its flush, or for those whose transaction it shares.
+        """
+        if self._eager:
+            self._eager = False  # once: each time costs a system call
+            with together(ahead=True):
+                self._send()
 
     def commit(self) -> None:
         """As `flush`, and COMMIT travels with it: nobody waits for the database between the two.

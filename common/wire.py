@@ -5,14 +5,14 @@ belong together travel together (libpq's pipeline mode), and values go and come 
 """
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psycopg
-from django.db import DEFAULT_DB_ALIAS, DataError, connections
+from django.db import DEFAULT_DB_ALIAS, DataError, Error, connections
 from psycopg import generators, pq
 from psycopg.errors import error_from_result
 
@@ -25,7 +25,7 @@ _IDLE = pq.TransactionStatus.IDLE
 
 
 class Answer:
-    """What a statement said, there when it was sent and answered."""
+    """What a statement said, there when it was sent and answered; if it went ahead, it is waited for."""
 
     __slots__ = ("_result", "statement", "values")
 
@@ -35,6 +35,8 @@ class Answer:
 
     def __call__(self) -> Rows:
         """The rows, each value as PostgreSQL's text."""
+        if self._result is None:
+            settle()
         result = self._result
         if result is None:
             raise RuntimeError("The statement has not been answered yet.")
@@ -52,8 +54,7 @@ _waiting = _Waiting()
 _numbers = count(1)
 _MOST_PREPARED = 200
 """In one connection: each keeps its plan in the server's memory."""
-_names: WeakKeyDictionary[psycopg.Connection[Any], dict[str, bytes]] = WeakKeyDictionary()
-"""What is prepared in which connection, and by what name."""
+_lines: "WeakKeyDictionary[psycopg.Connection[Any], _Line]" = WeakKeyDictionary()
 
 
 def ask(statement: str, values: Sequence[Value] = ()) -> Answer:
@@ -70,11 +71,13 @@ def ask(statement: str, values: Sequence[Value] = ()) -> Answer:
 
 
 @contextmanager
-def together(*, commit: bool = False) -> Iterator[None]:
+def together(*, commit: bool = False, ahead: bool = False) -> Iterator[None]:
     """Statements asked in this block travel together; at its end all are answered, or the first error is raised.
 
     PostgreSQL runs them one after the other, each with its own snapshot, and none after one that fails; with
-    `commit`, COMMIT is the last of them.
+    `commit`, COMMIT is the last of them. With `ahead` they are sent and nobody waits: PostgreSQL works while Python
+    goes on. What they say, and their errors, come with the next statement, or with `settle`; whoever sends ahead
+    in a transaction has to `abandon` it before a rollback.
     """
     if _waiting.answers is not None:
         raise RuntimeError("One block at a time.")
@@ -85,7 +88,7 @@ def together(*, commit: bool = False) -> Iterator[None]:
     finally:
         _waiting.answers = None
     if answers or commit:
-        _send(answers, commit)
+        _send(answers, commit, ahead)
 
 
 def array(values: Sequence[str]) -> str:
@@ -104,49 +107,94 @@ def _text(value: Value) -> bytes | None:
     return value.encode()
 
 
-def _send(answers: Sequence[Answer], commit: bool = False) -> None:
+def settle() -> None:
+    """Wait for what was sent ahead. Raises the error of the first that failed."""
+    if _ahead():
+        _send([])
+
+
+def abandon() -> None:
+    """Be done with what was sent ahead, whatever became of it: its transaction is about to be rolled back."""
+    with suppress(Error):
+        settle()
+
+
+def _ahead() -> bool:
+    """Whether the default connection has statements under way that nobody has waited for."""
+    return _settle_first in connections[DEFAULT_DB_ALIAS].execute_wrappers
+
+
+def _settle_first(execute: Callable[..., Any], *given: Any) -> Any:
+    """What a cursor is asked waits until the connection is free for it."""
+    settle()
+    return execute(*given)
+
+
+def _send(answers: Sequence[Answer], commit: bool = False, ahead: bool = False) -> None:
     current = connections[DEFAULT_DB_ALIAS]
     current.ensure_connection()
     raw = current.connection
     raw = getattr(raw, "_con", raw)  # from a pool, it is wrapped
     with current.wrap_database_errors, raw.lock:
-        names = _names.setdefault(raw, {})
-        begin = not raw.autocommit and raw.pgconn.transaction_status == _IDLE
-        raw.wait(_exchange(raw.pgconn, names, answers, begin, commit))
+        line = _lines.setdefault(raw, _Line())
+        begin = not raw.autocommit and not line.taking and raw.pgconn.transaction_status == _IDLE
+        if ahead:
+            if not _ahead():
+                current.execute_wrappers.append(_settle_first)
+            line.put(raw.pgconn, answers, begin)
+            raw.pgconn.flush()  # what does not fit goes with the next ones
+            return
+        try:
+            raw.wait(_exchange(raw.pgconn, line, answers, begin, commit))
+        finally:
+            if _ahead():
+                current.execute_wrappers.remove(_settle_first)
+
+
+class _Line:
+    """What is known of a connection: the statements it has prepared, and who takes the results under way."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, bytes] = {}
+        # None where all that counts is that it is no failure.
+        self.taking: list[Answer | _Prepared | None] = []
+
+    def put(self, pgconn: Any, answers: Sequence[Answer], begin: bool) -> None:
+        """Hand statements to libpq, each prepared if it is new here."""
+        if not self.taking:
+            pgconn.enter_pipeline_mode()
+        if begin:
+            pgconn.send_query_params(b"BEGIN", None)
+            self.taking.append(None)
+        new: dict[str, bytes] = {}
+        for answer in answers:
+            name = self.names.get(answer.statement) or new.get(answer.statement)
+            if name is None:
+                if self.names and len(self.names) + len(new) >= _MOST_PREPARED:
+                    oldest = self.names.pop(next(iter(self.names)))
+                    pgconn.send_query_params(b"DEALLOCATE " + oldest, None)
+                    self.taking.append(None)
+                name = new[answer.statement] = b"orderly_%d" % next(_numbers)
+                pgconn.send_prepare(name, answer.statement.encode())
+                self.taking.append(_Prepared(answer.statement, name))
+            pgconn.send_query_prepared(name, answer.values)
+            self.taking.append(answer)
 
 
 def _exchange(
-    pgconn: Any, names: dict[str, bytes], answers: Sequence[Answer], begin: bool, commit: bool
+    pgconn: Any, line: _Line, answers: Sequence[Answer], begin: bool, commit: bool
 ) -> Generator[Any, Any, None]:
-    """Send everything in one write and read all results, the libpq way."""
-    # Who takes each result; None where all that counts is that it is no failure.
-    taking: list[Answer | _Prepared | None] = []
-    new: dict[str, bytes] = {}
-    pgconn.enter_pipeline_mode()
+    """Send everything in one write and read all results, the libpq way; those of what went ahead come first."""
+    committed = Answer("COMMIT", [])
+    failed = None
     try:
-        if begin:
-            pgconn.send_query_params(b"BEGIN", None)
-            taking.append(None)
-        for answer in answers:
-            name = names.get(answer.statement) or new.get(answer.statement)
-            if name is None:
-                if names and len(names) + len(new) >= _MOST_PREPARED:
-                    oldest = names.pop(next(iter(names)))
-                    pgconn.send_query_params(b"DEALLOCATE " + oldest, None)
-                    taking.append(None)
-                name = new[answer.statement] = b"orderly_%d" % next(_numbers)
-                pgconn.send_prepare(name, answer.statement.encode())
-                taking.append(_Prepared(answer.statement, name))
-            pgconn.send_query_prepared(name, answer.values)
-            taking.append(answer)
-        committed = Answer("COMMIT", [])
+        line.put(pgconn, answers, begin)
         if commit:
             pgconn.send_query_params(b"COMMIT", None)
-            taking.append(committed)
+            line.taking.append(committed)
         pgconn.pipeline_sync()
         yield from generators.send(pgconn)
-        failed = None
-        for taker in taking:
+        for taker in line.taking:
             (result,) = yield from generators.fetch_many(pgconn)
             if result.status == _FAILED:
                 failed = failed or result
@@ -155,10 +203,11 @@ def _exchange(
             elif isinstance(taker, Answer):
                 taker._result = result
             else:
-                names[taker.statement] = taker.name
+                line.names[taker.statement] = taker.name
         (sync,) = yield from generators.fetch_many(pgconn)
         assert sync.status == pq.ExecStatus.PIPELINE_SYNC
     finally:
+        line.taking = []
         if pgconn.status == pq.ConnStatus.OK:
             pgconn.exit_pipeline_mode()
     if failed is not None:

@@ -7,6 +7,7 @@ its place, and stands on the list of open messages until it is solved.
 
 import hashlib
 import logging
+import re
 import time
 import traceback
 from collections import defaultdict, deque
@@ -33,6 +34,7 @@ from integration.hl7v2.patients import identifiers
 from integration.hl7v2.reading import Message as Parsed
 from integration.hl7v2.reading import header_of
 from integration.hl7v2.scope import Head, Scope
+from integration.hl7v2.separators import STANDARD, Separators
 from integration.hl7v2.timestamps import format_time
 from integration.models import Message, MessageIdentity
 from integration.order_state import imaging_of, states_of
@@ -106,6 +108,8 @@ class Incoming:
     asked: Asking = field(default_factory=Asking)
     sender: str = ""
     control_id: str = ""
+    opened: tuple[Separators, list[bytes]] | None = None
+    """The separators, and the fields of the header as they came."""
     parsed: Parsed | None = None
     head: Head | None = None
     profile: Profile | None = None
@@ -175,9 +179,13 @@ def _receive_one(raw: bytes, peer: Peer, notes: Sequence[str]) -> Reply:
 
 def _received(incoming: Incoming) -> Reply:
     try:
-        read(incoming)
+        recognise(incoming)
         with transaction.atomic():
-            return _apply_once(incoming)
+            try:
+                return _apply_once(incoming)
+            except BaseException:
+                wire.abandon()
+                raise
     except Refused as refusal:
         return _refused(incoming, refusal)
 
@@ -194,10 +202,10 @@ def ready_again(error: Exception) -> bool:
     return isinstance(error, Error) and _sqlstate(error) in _RETRY_SQLSTATES
 
 
-def read(incoming: Incoming) -> None:
-    """Find the source and parse the message. Raises Refused."""
+def recognise(incoming: Incoming) -> None:
+    """Find the message's source, by its header alone. Raises Refused."""
     try:
-        opened = separators, raw_header = header_of(incoming.raw)
+        incoming.opened = separators, raw_header = header_of(incoming.raw)
     except Refused as refusal:
         raise _Rejected(refusal.problem) from None
     header = [f.decode("latin-1") for f in raw_header]
@@ -217,7 +225,13 @@ def read(incoming: Incoming) -> None:
     if 0 < profile["max_kb"] * 1024 < len(incoming.raw):
         length, incoming.raw = len(incoming.raw), incoming.raw[:_KEPT_OF_TOO_LONG]
         raise _Rejected(Problem(Code.INTERNAL, f"The message is too long for this source: {length} bytes."))
-    incoming.parsed = message = profile.read(incoming.raw, opened)
+
+
+def read(incoming: Incoming) -> None:
+    """Parse the message of a source that we know, and say what it wants. Raises Refused."""
+    profile = incoming.profile
+    assert profile is not None
+    incoming.parsed = message = profile.read(incoming.raw, incoming.opened)
     incoming.control_id = _clipped(message.control_id, 199)
     if not incoming.raw.isascii():
         incoming.asked = acks.asking(message)
@@ -268,6 +282,8 @@ SELECT told.id, told.message_id, EXISTS (
 FROM given LEFT JOIN told USING (sender, control_id, sha256) ORDER BY given.n
 """
 
+_PLAIN = re.compile(r"[A-Za-z0-9._-]+")
+
 Identities = list[tuple[MessageIdentity | None, bool]]
 """For each message its new identity row, held until COMMIT (None: it was here before), and whether its control id came
 with other content before."""
@@ -310,18 +326,30 @@ def _named(incoming: Incoming) -> dict[str, str]:
 
 
 def _apply_once(incoming: Incoming) -> Reply:
+    if ahead := _reads_the_same(incoming):
+        with together(ahead=True):
+            told = ask_identities([incoming])
+    read(incoming)
     with together():  # one round trip: who it is, its lanes, and all that is known of whom it concerns
-        told = ask_identities([incoming])
+        if not ahead:
+            told = ask_identities([incoming])
         known = _ask_known(incoming)
     identity, new, reused = _identified(incoming, told)
     crashpoint("inbox.after_identity")
     if identity.accepted:
         return _again(incoming, identity)
     row = new_row(incoming, identity, new)
-    reply, unit = decide(incoming, identity, row, reused, known)
+    reply, unit = decide(incoming, identity, row, reused, known, eager=True)
     crashpoint("inbox.before_commit")
     unit.commit()
     return reply
+
+
+def _reads_the_same(incoming: Incoming) -> bool:
+    """Whether the control id is what it will be when the message is parsed, whatever its character set."""
+    assert incoming.profile is not None and incoming.opened is not None
+    usual = incoming.opened[0] is STANDARD and not incoming.profile["separators"]
+    return usual and _PLAIN.fullmatch(incoming.control_id) is not None
 
 
 def decide(
@@ -330,11 +358,13 @@ def decide(
     row: Message,
     reused: bool,
     known: Callable[[], Context] | None,
+    *,
+    eager: bool = False,
 ) -> tuple[Reply, Unit]:
     """What becomes of a message that was read: its answer, and the rows to write before it is given.
 
     `reused`: its control id came with other content before. `known` is what its service asked for, in this
-    transaction. Raises Refused.
+    transaction. `eager`: its rows may be on their way before its answer is known. Raises Refused.
     """
     assert incoming.parsed is not None and incoming.profile is not None and incoming.head is not None
     if reused:
@@ -345,7 +375,7 @@ def decide(
                 Location("MSH", 1, 10),
             )
         incoming.warnings.append("MSH^1^10: this control id was used for another message before.")
-    unit = Unit(cause.hl7(row.pk), incoming.received_at)
+    unit = Unit(cause.hl7(row.pk), incoming.received_at, eager=eager)
     if incoming.profile["policy"] == "stored":
         _store_for_later(incoming.head, row)
     else:

@@ -71,6 +71,7 @@ def _keys(incoming: Incoming) -> Keys | None:
     if batches.is_batch(incoming.raw):
         return None
     try:
+        inbox.recognise(incoming)
         inbox.read(incoming)
     except Exception:  # told when it is received alone
         return None

@@ -703,6 +703,7 @@ class _Work:
     ) -> None:
         ids = self.changed_rows
         parents = {p.id for p in procedures if p.id in ids}
+        self.unit.go_ahead()
         self.unit.publish(
             OrderChanged(
                 request=request,

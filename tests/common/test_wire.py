@@ -120,3 +120,89 @@ def test_one_block_at_a_time():
     with pytest.raises(RuntimeError), together(), together():
         pass
     assert wire._waiting.answers is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_went_ahead_runs_before_the_next_ones_and_is_answered_with_them():
+    for turn in range(2):  # the second time, the statements are prepared
+        with transaction.atomic():
+            with together(ahead=True):
+                first = ask(SAY, (f"one{turn}",))
+            with together(ahead=True):
+                second = ask(SAID)
+            assert connection.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE
+            with together(commit=True):
+                third = ask(SAID)
+            said = [(b"one%d" % turn,)]
+            assert (first(), second(), third()) == (said, said, said)
+            assert connection.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_asks_for_an_answer_waits_for_what_went_ahead():
+    with transaction.atomic():
+        with together(ahead=True):
+            first = ask(SAY, ("one",))
+        assert first() == [(b"one",)]
+        assert ask(SAID)() == [(b"one",)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cursor_and_a_savepoint_wait_for_what_went_ahead():
+    with transaction.atomic():
+        with together(ahead=True):
+            ask(MAKE_SITE, (7, "seen"))
+        assert Site.objects.get(pk=7).name == "seen"
+        with together(ahead=True):
+            ask(MAKE_SITE, (8, "kept"))
+        with transaction.atomic():
+            Site.objects.filter(pk=8).update(name="changed")
+    assert not connection.execute_wrappers
+    assert list(Site.objects.order_by("pk").values_list("pk", "name")) == [(7, "seen"), (8, "changed")]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("then", ["ask", "cursor", "settle", "commit"])
+def test_the_error_of_what_went_ahead_comes_with_what_follows(then):
+    for _ in range(2):
+        with pytest.raises(DataError), transaction.atomic():
+            try:
+                with together(ahead=True):
+                    ask(MAKE_SITE, (7, "never"))
+                    ask("SELECT 1 / $1::int", (0,))
+                if then == "ask":
+                    ask("SELECT 1")
+                elif then == "cursor":
+                    Site.objects.exists()
+                elif then == "settle":
+                    wire.settle()
+                else:
+                    with together(commit=True):
+                        pass
+            except BaseException:
+                wire.abandon()
+                raise
+        assert not connection.execute_wrappers
+        assert not Site.objects.filter(pk=7).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_went_ahead_is_abandoned_before_a_rollback_though_it_fails_or_the_database_is_gone():
+    class Changed(Exception):
+        pass
+
+    def changed_its_mind(statement: str, *values: int) -> None:
+        with pytest.raises(Changed), transaction.atomic():
+            with together(ahead=True):
+                ask(MAKE_SITE, (7, "never"))
+                ask(statement, values)
+            wire.abandon()
+            raise Changed
+
+    changed_its_mind("SELECT $1::int", 1)
+    changed_its_mind("SELECT 1 / $1::int", 0)
+    assert not Site.objects.filter(pk=7).exists()
+    changed_its_mind("SELECT pg_terminate_backend(pg_backend_pid())")
+    connection.close()
+    assert not connection.execute_wrappers
+    assert ask("SELECT 1")() == [(b"1",)]

@@ -55,6 +55,22 @@ def test_an_accepted_message_again_gets_its_stored_ack_and_changes_nothing(door,
     assert (Message.objects.count(), Change.objects.count()) == (1, before)
 
 
+@pytest.mark.parametrize(
+    ("sent", "known_as"),
+    [
+        ("A.1-b_2", "A.1-b_2"), ("A B", "A B"), (" A1 ", "A1"), ("A\\T\\1", "A&1"), ("Ä1", "Ä1"),
+        ("A~B", "A"), ("A1&B", "A1"), ("#7", "#7"),
+    ],
+)  # fmt: skip
+def test_a_message_is_known_again_by_any_control_id(any_source, sent, known_as):
+    """Whether its identity can be asked for before it is parsed, or only then."""
+    raw = adt(control_id="PLACE").replace(b"PLACE", sent.encode())
+    first = inbox.receive(raw, Peer("127.0.0.1"))
+    again = inbox.receive(raw, Peer("127.0.0.1"))
+    assert (first.code, again.duplicate, again.ack) == ("AA", True, first.ack)
+    assert Message.objects.get().control_id == known_as
+
+
 def test_a_refused_message_is_stored_answered_by_place_and_stands_on_the_list(door, connect):
     ack = connect(door).send(adt(identifier=""))
     assert code_of(ack) == "AE"
