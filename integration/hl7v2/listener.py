@@ -38,6 +38,11 @@ def _number(name: str, default: float) -> float:
     return float(os.environ.get(name) or default)
 
 
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Limits:
     """The listener's bounds; seconds and bytes. Each may be set by an environment variable ORDERLY_MLLP_…"""
@@ -67,7 +72,7 @@ class Limits:
             idle_seconds=_number("ORDERLY_MLLP_IDLE_SECONDS", cls.idle_seconds),
             frame_seconds=_number("ORDERLY_MLLP_FRAME_SECONDS", cls.frame_seconds),
             threads=int(_number("ORDERLY_MLLP_THREADS", cls.threads)),
-            appliers=int(_number("ORDERLY_MLLP_APPLIERS", 2 if len(os.sched_getaffinity(0)) > 1 else 0)),
+            appliers=int(_number("ORDERLY_MLLP_APPLIERS", 2 if _cores() > 1 else 0)),
             tolerant=os.environ.get("ORDERLY_MLLP_STRICT") != "1",
         )
 

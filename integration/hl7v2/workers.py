@@ -137,12 +137,18 @@ class Workers:
 
     def _next(self, me: int, bell: "SimpleQueue[None]") -> list[Job]:
         """What waits, else what comes next; nothing at the end."""
+        latest = 0.0  # others may be expected again and again
         while True:
             pause = 0.0
             with self._lock:
                 self._at_work.pop(me, None)
+                if not self._jobs:
+                    latest = 0.0
                 if self._jobs and (self._stopped or self._is_wanted()):
                     pause = self._pause()
+                    if pause:
+                        latest = latest or time.monotonic() + self.BACK_SECONDS
+                        pause = max(0.0, min(pause, latest - time.monotonic()))
                     if not pause:
                         jobs = self._taken()
                         self._at_work[me] = time.monotonic(), len(jobs)

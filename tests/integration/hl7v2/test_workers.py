@@ -138,6 +138,19 @@ def test_who_is_gone_or_late_is_not_waited_for(gone, monkeypatch):
     work.end()
 
 
+def test_nobody_is_waited_for_again_and_again(monkeypatch):
+    monkeypatch.setattr(Workers, "BACK_SECONDS", 0.2)
+    work = Work(1)
+    work.workers.expect("somebody")
+    work.workers.give(job(1))
+    deadline = time.monotonic() + 20
+    while not work.done and time.monotonic() < deadline:
+        work.workers.expect(object())
+        time.sleep(0.01)
+    assert work.done == [[1]]
+    work.end()
+
+
 def test_one_that_goes_alone_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(Workers, "BACK_SECONDS", 20.0)
     work = Work(1)
