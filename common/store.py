@@ -118,7 +118,7 @@ def hydrate(model: type[models.Model], columns: dict[str, Any]) -> Any:
         columns[column] if read is None or columns[column] is None else read(columns[column])
         for column, read in readers
     ]
-    return model.from_db(connection.alias, names, values)
+    return model.from_db(DEFAULT_DB_ALIAS, names, values)
 
 
 @cache

@@ -48,6 +48,8 @@ class _Waiting(threading.local):
     """The statements of this thread that wait to be sent together."""
 
     answers: list[Answer] | None = None
+    ahead = False
+    """Whether there are statements under way that nobody has waited for."""
 
 
 _waiting = _Waiting()
@@ -109,7 +111,7 @@ def _text(value: Value) -> bytes | None:
 
 def settle() -> None:
     """Wait for what was sent ahead. Raises the error of the first that failed."""
-    if _ahead():
+    if _waiting.ahead:
         _send([])
 
 
@@ -117,11 +119,6 @@ def abandon() -> None:
     """Be done with what was sent ahead, whatever became of it: its transaction is about to be rolled back."""
     with suppress(Error):
         settle()
-
-
-def _ahead() -> bool:
-    """Whether the default connection has statements under way that nobody has waited for."""
-    return _settle_first in connections[DEFAULT_DB_ALIAS].execute_wrappers
 
 
 def _settle_first(execute: Callable[..., Any], *given: Any) -> Any:
@@ -139,7 +136,8 @@ def _send(answers: Sequence[Answer], commit: bool = False, ahead: bool = False) 
         line = _lines.setdefault(raw, _Line())
         begin = not raw.autocommit and not line.taking and raw.pgconn.transaction_status == _IDLE
         if ahead:
-            if not _ahead():
+            if not _waiting.ahead:
+                _waiting.ahead = True
                 current.execute_wrappers.append(_settle_first)
             line.put(raw.pgconn, answers, begin)
             raw.pgconn.flush()  # what does not fit goes with the next ones
@@ -147,7 +145,8 @@ def _send(answers: Sequence[Answer], commit: bool = False, ahead: bool = False) 
         try:
             raw.wait(_exchange(raw.pgconn, line, answers, begin, commit))
         finally:
-            if _ahead():
+            if _waiting.ahead:
+                _waiting.ahead = False
                 current.execute_wrappers.remove(_settle_first)
 
 

@@ -95,6 +95,9 @@ class Reply:
     """Of the source that sent it: its bounds hold for the connection."""
 
 
+_NOTHING_ASKED = Asking()
+
+
 @dataclass(slots=True)
 class Incoming:
     """One frame on its way: what is known of it before, and what is decided while it is applied."""
@@ -105,7 +108,7 @@ class Incoming:
     started: float
     notes: tuple[str, ...] = ()
     digest: str = ""
-    asked: Asking = field(default_factory=Asking)
+    asked: Asking = _NOTHING_ASKED
     sender: str = ""
     control_id: str = ""
     opened: tuple[Separators, list[bytes]] | None = None
@@ -116,6 +119,8 @@ class Incoming:
     translated: translate.Translated | None = None
     """What the message says, under the policy `applied`; None: nothing that we apply."""
     warnings: list[str] = field(default_factory=list)
+    foreseen: "Reply | None" = None
+    """Its answer, if it is accepted; None where that is not known beforehand."""
     numbers: dict[str, str] = field(default_factory=dict)
     """Placer numbers that we assigned, by filler number."""
     states: dict[str, str] = field(default_factory=dict)
@@ -330,10 +335,13 @@ def _apply_once(incoming: Incoming) -> Reply:
         with together(ahead=True):
             told = ask_identities([incoming])
     read(incoming)
-    with together():  # one round trip: who it is, its lanes, and all that is known of whom it concerns
+    with together(
+        ahead=True
+    ):  # one round trip: who it is, its lanes, and all that is known of whom it concerns
         if not ahead:
             told = ask_identities([incoming])
         known = _ask_known(incoming)
+    incoming.foreseen = _plain_reply(incoming)
     identity, new, reused = _identified(incoming, told)
     crashpoint("inbox.after_identity")
     if identity.accepted:
@@ -383,7 +391,8 @@ def decide(
         _assign_numbers(incoming, unit)
         _know_answer(incoming, row, unit)
     row.warnings = [*incoming.warnings, *incoming.head.warnings, *row.warnings]
-    reply = _reply(incoming, AckCode.AA, (), row.pk)
+    reply = incoming.foreseen or _reply(incoming, AckCode.AA, ())
+    reply.message_id = row.pk
     row.ack_code, row.ack = reply.code, reply.ack
     row.duration_ms = round((time.perf_counter() - incoming.started) * 1000, 3)
     identity.accepted, identity.ack = True, reply.ack
@@ -556,6 +565,13 @@ def _reply(
     immediate, later = acks.replies(incoming.asked, code)
     built = [_answer(incoming, c, problems) if c else b"" for c in (immediate, later)]
     return Reply(built[0], built[1], (immediate or code).value, message_id)
+
+
+def _plain_reply(incoming: Incoming) -> Reply | None:
+    """What it will be answered if it is accepted, where that depends on nothing that is decided on the way."""
+    assert incoming.parsed is not None and incoming.profile is not None
+    fuller = incoming.profile["order_answers"] == "full" or answers.asks(incoming.parsed)
+    return None if fuller else _reply(incoming, AckCode.AA, ())
 
 
 def _answer(incoming: Incoming, code: AckCode, problems: Sequence[Problem]) -> bytes:

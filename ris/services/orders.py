@@ -685,7 +685,8 @@ class _Work:
             procedures = self.ctx.procedures[request.id]
             steps = [(p, s) for p in procedures for s in self.ctx.steps[p.id]]
             for procedure, step in steps:
-                procedure.request, step.procedure = request, procedure
+                _relate(procedure, "request", request)
+                _relate(step, "procedure", procedure)
             self.applied.request_ids.append(request.id)
             self.applied.accession_numbers.append(request.accession_number)
             self.applied.step_ids += [s.id for _, s in steps if s.id in self.changed_rows]
@@ -741,6 +742,12 @@ def derived_status(steps: list[str], present: str) -> str:
     if all(s == StepStatus.HELD or s in TERMINAL for s in steps):
         return status.HELD
     return status.ACTIVE
+
+
+def _relate(row: Any, name: str, other: Any) -> None:
+    """Have a row lead to the very object that is at hand (Django looks twice at each assignment)."""
+    if row._state.fields_cache.get(name) is not other:
+        setattr(row, name, other)
 
 
 def _made(row: Any) -> set[str]:
