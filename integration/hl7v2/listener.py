@@ -223,12 +223,13 @@ class Connection(asyncio.Protocol):
         self.peer = Peer(str(name[0]), int(name[1]), _fingerprint(transport))
         limits, listener = self._listener.limits, self._listener
         address = self.peer.address
-        if (
-            listener.closing
-            or len(listener.connections) >= limits.max_connections
+        full = (
+            len(listener.connections) >= limits.max_connections
             or listener.addresses[address] >= limits.max_connections_an_address
-        ):
-            logger.warning("connection from %s refused: too many connections", self.peer)
+        )
+        if listener.closing or full:
+            why = "the listener ends" if listener.closing else "too many connections"
+            logger.warning("connection from %s refused: %s", self.peer, why)
             self._transport.abort()
             return
         listener.connections.add(self)
