@@ -25,9 +25,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 class Process:
     """The listener in a process of its own."""
 
-    def __init__(self, port: int, crashpoint: str = "") -> None:
+    def __init__(self, port: int, crashpoint: str = "", *, appliers: bool = True) -> None:
+        """Without appliers, a crashpoint that messages pass together kills the listener itself."""
         self.port = port
         environment = {**os.environ, "ORDERLY_CRASHPOINT": crashpoint, "ORDERLY_DB_POOL": "0"}
+        environment["ORDERLY_MLLP_APPLIERS"] = "2" if appliers else "0"
         module = "tests.integration.hl7v2.listener_process"
         name = connection.settings_dict["NAME"]
         self.popen = subprocess.Popen(
@@ -172,7 +174,7 @@ def test_kills_while_messages_share_transactions_lose_none_and_apply_none_twice(
             process.kill()
             points = ("inbox.after_identity", "inbox.before_commit", "inbox.after_commit")
             point = f"{chance.choice(points)}:{chance.randint(20, 60)}" if kill % 2 else ""
-            process = Process(port, crashpoint=point)
+            process = Process(port, crashpoint=point, appliers=not point)
             if point:
                 process.popen.wait(120)
                 process = Process(port)
