@@ -94,7 +94,7 @@ class Appliers:
     """At most so many of them. Each is started when there is something for it to do, so a quiet site has none."""
 
     def __init__(self, count: int, nursery: Nursery | None) -> None:
-        self._count = count if nursery else 0
+        self._count = count
         self._nursery = nursery
         self._lock = threading.Lock()
         self._idle: list[Applier] = []

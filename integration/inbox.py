@@ -335,9 +335,7 @@ def _apply_once(incoming: Incoming) -> Reply:
         with together(ahead=True):
             told = ask_identities([incoming])
     read(incoming)
-    with together(
-        ahead=True
-    ):  # one round trip: who it is, its lanes, and all that is known of whom it concerns
+    with together(ahead=True):  # its lanes, and all that is known of whom it concerns
         if not ahead:
             told = ask_identities([incoming])
         known = _ask_known(incoming)
@@ -569,17 +567,21 @@ def _reply(
 
 def _plain_reply(incoming: Incoming) -> Reply | None:
     """What it will be answered if it is accepted, where that depends on nothing that is decided on the way."""
-    assert incoming.parsed is not None and incoming.profile is not None
-    fuller = incoming.profile["order_answers"] == "full" or answers.asks(incoming.parsed)
-    return None if fuller else _reply(incoming, AckCode.AA, ())
+    return None if answers_fully(incoming) else _reply(incoming, AckCode.AA, ())
+
+
+def answers_fully(incoming: Incoming) -> bool:
+    """Whether the source or the message wants more than an ACK: such an answer reads what was written."""
+    message, profile = incoming.parsed, incoming.profile
+    full = profile is not None and profile["order_answers"] == "full"
+    return message is not None and (full or answers.asks(message))
 
 
 def _answer(incoming: Incoming, code: AckCode, problems: Sequence[Problem]) -> bytes:
     """An acknowledgement, or the fuller answer to an order where the source wants one."""
     at = incoming.received_at.astimezone(site_zone())
-    message, profile = incoming.parsed, incoming.profile
-    full = profile is not None and profile["order_answers"] == "full"
-    kind = answers.kind_of(message) if message and (full or answers.asks(message)) else None
+    message = incoming.parsed
+    kind = answers.kind_of(message) if message and answers_fully(incoming) else None
     if message is None or kind is None or code.value[0] == "C":
         return acks.build(incoming.asked, code, problems, at=at)
     groups = answers.groups(

@@ -18,7 +18,7 @@ from common.crashpoints import crashpoint
 from common.store import Unit
 from common.wire import together
 from integration import inbox
-from integration.hl7v2 import answers, batches
+from integration.hl7v2 import batches
 from integration.hl7v2.errors import Refused
 from integration.inbox import Incoming, Peer, Reply
 from integration.models import MessageIdentity
@@ -75,10 +75,8 @@ def _keys(incoming: Incoming) -> Keys | None:
         inbox.read(incoming)
     except Exception:  # told when it is received alone
         return None
-    profile, parsed, translated = incoming.profile, incoming.parsed, incoming.translated
-    if profile is None or parsed is None or translated is None or len(translated.commands) != 1:
-        return None
-    if profile["order_answers"] == "full" or answers.asks(parsed):  # such an answer reads what was written
+    translated = incoming.translated
+    if translated is None or len(translated.commands) != 1 or inbox.answers_fully(incoming):
         return None
     command = translated.commands[0]
     wanted = _WANTED.get(type(command))

@@ -129,17 +129,51 @@ def test_two_hundred_kills_at_random_points(any_source, port, seed):
     assert Message.objects.filter(state="applied").count() == accepted
 
 
+def order_of(lane: int, number: int) -> tuple[str, bytes]:
+    """An order's accession number, and the order: each lane has a patient of its own."""
+    name = f"L{lane}N{number}"
+    raw = orm(
+        accession=name, placer=f"PL{name}", procedure_id=f"R{name}", step_id=f"S{name}",
+        control_id=f"C{name}", patient=pid(f"Q{lane}^^^HOSP^MR"),
+    )  # fmt: skip
+    return name, raw
+
+
+class Senders:
+    """So many of `send_until_accepted` at once, from the start of the block to its end."""
+
+    def __init__(self, port: int, lanes: int) -> None:
+        self.sent: list[list[str]] = [[] for _ in range(lanes)]
+        self.wrong: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=send_until_accepted, args=(port, lane, self._stop, names, self.wrong))
+            for lane, names in enumerate(self.sent)
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many orders were answered."""
+        return sum(map(len, self.sent))
+
+    def __enter__(self) -> "Senders":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(150)
+
+
 def send_until_accepted(
     port: int, lane: int, stop: threading.Event, sent: list[str], wrong: list[str]
 ) -> None:
     """Orders of one patient on one connection; what was not answered is sent again, as a sender does."""
     number, client, deadline = 0, None, time.monotonic() + 900
     while not stop.is_set() and time.monotonic() < deadline:
-        name = f"L{lane}N{number}"
-        raw = orm(
-            accession=name, placer=f"PL{name}", procedure_id=f"R{name}", step_id=f"S{name}",
-            control_id=f"C{name}", patient=pid(f"Q{lane}^^^HOSP^MR"),
-        )  # fmt: skip
+        name, raw = order_of(lane, number)
         try:
             client = client or Client(port)
             code = client.send(raw).first("MSA").value(1)
@@ -156,20 +190,12 @@ def send_until_accepted(
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_kills_while_messages_share_transactions_lose_none_and_apply_none_twice(any_source, port, kills):
     chance = random.Random(kills)
-    stop, wrong = threading.Event(), []
-    sent: list[list[str]] = [[] for _ in range(8)]
     process = Process(port)
     assert send(port, orm(accession="FIRST")) == "AA"  # its authority is known from now on
-    senders = [
-        threading.Thread(target=send_until_accepted, args=(port, lane, stop, names, wrong))
-        for lane, names in enumerate(sent)
-    ]
-    for sender in senders:
-        sender.start()
-    try:
+    with Senders(port, 8) as senders:
         for kill in range(kills):
-            before = sum(map(len, sent))
-            wait_until(lambda before=before: sum(map(len, sent)) >= before + 16, 120)
+            before = senders.count
+            wait_until(lambda before=before: senders.count >= before + 16, 120)
             time.sleep(chance.random() / 10)
             process.kill()
             points = ("inbox.after_identity", "inbox.before_commit", "inbox.after_commit")
@@ -178,19 +204,15 @@ def test_kills_while_messages_share_transactions_lose_none_and_apply_none_twice(
             if point:
                 process.popen.wait(120)
                 process = Process(port)
-        last = sum(map(len, sent))
-        wait_until(lambda: sum(map(len, sent)) >= last + 16, 120)
-    finally:
-        stop.set()
-        for sender in senders:
-            sender.join(150)
+        last = senders.count
+        wait_until(lambda: senders.count >= last + 16, 120)
     assert process.stop() == 0
-    assert not wrong
-    accepted = {name for names in sent for name in names} | {"FIRST"}
+    assert not senders.wrong
+    accepted = {name for names in senders.sent for name in names} | {"FIRST"}
     applied = list(ImagingServiceRequest.objects.values_list("accession_number", flat=True))
     assert accepted <= set(applied) and len(applied) == len(set(applied))
     # Whoever was at it when all ended may have been applied without hearing of it.
-    assert len(applied) - len(accepted) <= len(sent)
+    assert len(applied) - len(accepted) <= len(senders.sent)
     assert Message.objects.filter(state="applied").count() == len(applied)
     assert ScheduledProcedureStep.objects.count() == len(applied)
     assert Change.objects.filter(what="imagingservicerequest", values={"created": True}).count() == len(
@@ -221,11 +243,7 @@ def test_an_applier_that_is_killed_costs_its_senders_nothing_and_is_replaced(any
         client, number = Client(port), 0
         try:
             while not stop.is_set():
-                name = f"L{lane}N{number}"
-                raw = orm(
-                    accession=name, placer=f"PL{name}", procedure_id=f"R{name}", step_id=f"S{name}",
-                    control_id=f"C{name}", patient=pid(f"Q{lane}^^^HOSP^MR"),
-                )  # fmt: skip
+                name, raw = order_of(lane, number)
                 code = client.send(raw).first("MSA").value(1)
                 sent[lane].append(name) if code == "AA" else wrong.append(code)
                 number += 1
@@ -264,38 +282,20 @@ def test_an_applier_that_is_killed_costs_its_senders_nothing_and_is_replaced(any
 def test_a_listener_that_is_killed_or_stopped_leaves_no_process_behind(any_source, port):
     for end in (Process.kill, Process.stop):
         process = Process(port)
-        stop, wrong, sent = threading.Event(), [], [[], [], [], []]
-        senders = [
-            threading.Thread(target=send_until_accepted, args=(port, lane, stop, names, wrong))
-            for lane, names in enumerate(sent)
-        ]
-        for sender in senders:
-            sender.start()
-        wait_until(lambda process=process: appliers_of(process), 60)
-        children = psutil.Process(process.popen.pid).children(recursive=True)
-        stop.set()
-        for sender in senders:
-            sender.join(60)
+        with Senders(port, 4) as senders:
+            wait_until(lambda process=process: appliers_of(process), 60)
+            children = psutil.Process(process.popen.pid).children(recursive=True)
         end(process)
         assert not psutil.wait_procs(children, 20)[1]
-        assert not wrong
+        assert not senders.wrong
 
 
 def test_a_listener_whose_nursery_is_killed_goes_on_by_itself(any_source, port):
     process = Process(port)
     (nursery,) = psutil.Process(process.popen.pid).children()
     nursery.kill()
-    stop, wrong, sent = threading.Event(), [], [[], [], [], []]
-    senders = [
-        threading.Thread(target=send_until_accepted, args=(port, lane, stop, names, wrong))
-        for lane, names in enumerate(sent)
-    ]
-    for sender in senders:
-        sender.start()
-    wait_until(lambda: sum(map(len, sent)) >= 40, 60)
-    stop.set()
-    for sender in senders:
-        sender.join(60)
+    with Senders(port, 4) as senders:
+        wait_until(lambda: senders.count >= 40, 60)
     assert process.stop() == 0
-    assert not wrong
-    assert Message.objects.filter(state="applied").count() == sum(map(len, sent))
+    assert not senders.wrong
+    assert Message.objects.filter(state="applied").count() == senders.count
